@@ -1,0 +1,112 @@
+"""Files that appear whole or not at all: temp file -> fsync -> rename, in the target's folder.
+
+A reader never sees a half-written file; a kill at any moment leaves at most a `.tmp-` entry,
+which `store.collect` sweeps.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from lamina.core.errors import ReadOnlyStoreError, StoreFullError
+
+TEMP_PREFIX = ".tmp-"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+@contextlib.contextmanager
+def clear_os_errors(what: str) -> Iterator[None]:
+    """Turn "disk full" and "read-only" from the system into our errors, saying `what` failed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StoreFullError(
+                f"no space left while {what}",
+                hint="free space (`lamina gc` removes what nothing refers to) and try again; "
+                "nothing half-written is kept",
+            ) from error
+        if error.errno in _READ_ONLY:
+            raise ReadOnlyStoreError(
+                f"not allowed to write while {what}: {error.filename or ''}",
+                hint="check the folder's permissions, or point LAMINA_HOME at a writable folder",
+            ) from error
+        raise
+
+
+def fsync_directory(path: Path) -> None:
+    """Make a rename inside `path` durable. Systems that cannot open a folder skip it."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems have no fsync for folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def temp_beside(path: Path) -> Path:
+    """A fresh temp path in the same folder, so that the rename stays on one file system."""
+    return path.parent / f"{TEMP_PREFIX}{path.name[:40]}-{uuid.uuid4().hex[:12]}"
+
+
+@contextlib.contextmanager
+def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file that appears under `path` only if the block ends without an exception."""
+    with clear_os_errors(f"writing {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temp = temp_beside(path)
+        try:
+            with temp.open("xb") as handle:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(temp, path)
+            fsync_directory(path.parent)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                temp.unlink()
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with atomic_writer(path) as handle:
+        handle.write(data)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Build a folder that appears under `path` only if the block ends without an exception.
+
+    When `path` exists by then (somebody else built the same thing), ours is dropped: callers key
+    the path on the digest of every input, so both are equal.
+    """
+    with clear_os_errors(f"writing {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temp = temp_beside(path)
+        temp.mkdir()
+        try:
+            yield temp
+            for file in sorted(temp.rglob("*")):
+                if file.is_file() and not file.is_symlink():
+                    with file.open("rb+") as handle:
+                        os.fsync(handle.fileno())
+            with contextlib.suppress(FileExistsError):
+                try:
+                    os.rename(temp, path)
+                except OSError as error:
+                    if error.errno != errno.ENOTEMPTY:
+                        raise
+            fsync_directory(path.parent)
+        finally:
+            shutil.rmtree(temp, ignore_errors=True)

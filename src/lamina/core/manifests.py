@@ -1,0 +1,250 @@
+"""Manifest types: OCI image manifests and the lamina configs inside them.
+
+A base, a layer, a stack and a piece of evidence are each an OCI image manifest
+(image-spec 1.1) with an `artifactType`, one config blob (one of the `*Config` values below) and
+payload blobs. Base, layer and stack manifests hold nothing that varies between two runs of the
+same work (no time, no duration), so equal work has equal digests; what varies (cost, results,
+overrides, signatures) is evidence: a manifest whose `subject` is the thing it speaks of.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from lamina.core.digest import Digest, digest_json
+from lamina.core.recipe import Recipe, Scaling, ScorerName
+from lamina.core.values import Value
+
+MANIFEST_TYPE: Literal["application/vnd.oci.image.manifest.v1+json"] = (
+    "application/vnd.oci.image.manifest.v1+json"
+)
+INDEX_TYPE: Literal["application/vnd.oci.image.index.v1+json"] = (
+    "application/vnd.oci.image.index.v1+json"
+)
+
+BASE_TYPE = "application/vnd.lamina.base.v1"
+LAYER_TYPE = "application/vnd.lamina.layer.v1"
+STACK_TYPE = "application/vnd.lamina.stack.v1"
+COST_TYPE = "application/vnd.lamina.evidence.cost.v1"
+SCORES_TYPE = "application/vnd.lamina.evidence.scores.v1"
+NAMING_TYPE = "application/vnd.lamina.evidence.naming.v1"
+
+CONFIG_SUFFIX = ".config+json"
+"""A config blob's mediaType is its manifest's artifactType + this."""
+SAFETENSORS_TYPE = "application/vnd.safetensors"
+JSON_TYPE = "application/json"
+JSONL_TYPE = "application/jsonl"
+TEXT_TYPE = "text/plain"
+
+TITLE = "org.opencontainers.image.title"
+REF_NAME = "org.opencontainers.image.ref.name"
+SOURCE = "org.opencontainers.image.source"
+CREATED = "org.opencontainers.image.created"
+IDENTITY = "dev.lamina.base.identity"
+
+
+class Descriptor(Value):
+    """OCI content descriptor."""
+
+    mediaType: str
+    digest: Digest
+    size: Annotated[int, Field(ge=0)]
+    artifactType: str | None = None
+    annotations: dict[str, str] | None = None
+
+    @property
+    def title(self) -> str:
+        """File name of the blob, '' where none is given."""
+        return (self.annotations or {}).get(TITLE, "")
+
+    @property
+    def ref_name(self) -> str | None:
+        """The `name:tag` under which an index lists it."""
+        return (self.annotations or {}).get(REF_NAME)
+
+
+class ImageManifest(Value):
+    """OCI image manifest, image-spec 1.1."""
+
+    schemaVersion: Literal[2] = 2
+    mediaType: Literal["application/vnd.oci.image.manifest.v1+json"] = MANIFEST_TYPE
+    artifactType: str
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    subject: Descriptor | None = None
+    annotations: dict[str, str] | None = None
+
+    def blob(self, title: str) -> Descriptor | None:
+        """The payload blob with this file name."""
+        return next((item for item in self.layers if item.title == title), None)
+
+
+class ImageIndex(Value):
+    """OCI image index: the store's `index.json`."""
+
+    schemaVersion: Literal[2] = 2
+    mediaType: Literal["application/vnd.oci.image.index.v1+json"] = INDEX_TYPE
+    manifests: tuple[Descriptor, ...] = ()
+    annotations: dict[str, str] | None = None
+
+
+class BaseConfig(Value):
+    """What a base is. Its identity covers tensors, architecture, tokenizer and template only."""
+
+    tensors: Digest
+    """Over every tensor's (name, dtype, shape, bytes), sorted by name."""
+    architecture: Digest
+    """Over the model configuration without names, versions and paths."""
+    tokenizer: Digest
+    template: Digest
+    family: str
+    """transformers' `model_type`."""
+    parameters: int
+    dtype: str
+    vocab_size: int
+    template_origin: Literal["own", "chatml"]
+    """'chatml' when the source had no chat template and ChatML was put in."""
+    licence: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """The base's digest: what layers and stacks name it by."""
+        return digest_json(
+            {
+                "tensors": self.tensors,
+                "architecture": self.architecture,
+                "tokenizer": self.tokenizer,
+                "template": self.template,
+            }
+        )
+
+
+class StackedLayer(Value):
+    """One layer in a stack, with its weight."""
+
+    layer: Digest
+    weight: float = 1.0
+
+
+class SourceFile(Value):
+    """One data file as it was read."""
+
+    name: str
+    sha256: Digest
+    bytes: int
+    rows: int
+
+
+class DataFingerprint(Value):
+    """What a layer was trained on, without the rows themselves."""
+
+    content: Digest
+    """Over the sorted content digests of the training rows."""
+    rows: int
+    tokens: int
+    """Tokens in the training rows, once each."""
+    supervised_tokens: int
+    files: tuple[SourceFile, ...]
+    format: str
+    held_out_rows: int
+    duplicates: int = 0
+    """Exact duplicates left out."""
+    skipped: int = 0
+    """Bad rows left out by --skip-bad."""
+    overlong: int = 0
+    """Rows longer than max_length, split or truncated as the recipe says."""
+    licence: str | None = None
+
+
+class ExamSpec(Value):
+    """An exam that a layer carries. The questions are a blob, unless they are withheld."""
+
+    name: str
+    scorer: ScorerName
+    items: Digest
+    """Of the questions' JSONL."""
+    rows: int
+    private: bool = False
+    """Questions withheld: only results and this digest travel."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+
+
+class LayerConfig(Value):
+    """A layer: immutable, trained over one exact stack."""
+
+    name: str
+    base: Digest
+    """Identity of the base."""
+    parents: tuple[StackedLayer, ...]
+    """The exact layers beneath, lowest first."""
+    rank: int
+    alpha: float
+    scaling: Scaling
+    modules: tuple[str, ...]
+    """Full names of the linears it touches."""
+    parameters: int
+    recipe: Recipe | None = None
+    """Resolved; None for an imported layer."""
+    data: DataFingerprint | None = None
+    exams: tuple[ExamSpec, ...] = ()
+    licence: str | None = None
+    author: str | None = None
+    origin: Literal["trained", "imported"] = "trained"
+
+
+class StackConfig(Value):
+    """A stack: a base and an ordered list of layers, lowest first."""
+
+    base: Digest
+    layers: tuple[StackedLayer, ...] = ()
+
+
+class CostEvidence(Value):
+    """Measured cost of making a layer. Subject: the layer."""
+
+    created: str
+    """ISO 8601, UTC."""
+    seconds: float
+    """Training only, evaluations included."""
+    steps: int
+    best_step: int
+    tokens: int
+    """Real tokens trained on, repeats counted."""
+    tokens_per_second: float
+    peak_bytes: int
+    """Peak resident set of the process."""
+    loss_before: float | None = None
+    """Held-out loss before the first step, nats a token, on the rows looked at in training."""
+    loss_after: float | None = None
+    hardware: str
+    versions: dict[str, str]
+    layer_bytes: int
+    base_bytes: int
+
+
+class ScoresEvidence(Value):
+    """One exam's result for one stack, question by question. Subject: the stack."""
+
+    created: str
+    exam_digest: Digest
+    scorer: ScorerName
+    max_new_tokens: int
+    engine: Digest
+    """Over what else decides the answers: dtype, sampling, code version."""
+    items: tuple[tuple[float, float, str | None], ...]
+    """(value, weight, answer) in the exam's order."""
+
+
+class NamingEvidence(Value):
+    """A name moved to a stack. Subject: the stack."""
+
+    created: str
+    name: str
+    version: int
+    previous: Digest | None = None
+    """Stack that the name pointed at before."""
+    compared_with: Digest | None = None
+    verdict: dict[str, Any]
+    override: str | None = None
+    """The reason given with --accept-regression."""
+    author: str | None = None

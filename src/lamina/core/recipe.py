@@ -1,0 +1,82 @@
+"""The recipe: everything that decides what a layer becomes, besides its base, parents and data.
+
+Every default of training lives here and nowhere else.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lamina.core.values import Value
+
+ALL_LINEAR = "all-linear"
+
+Scaling = Literal["lora", "rslora"]
+Overlong = Literal["split", "truncate", "refuse"]
+ScorerName = Literal["loss", "exact", "numeric", "choice", "tool_call"]
+
+
+class Recipe(Value):
+    """How a layer is trained. `lamina train --recipe FILE` reads this from TOML or JSON."""
+
+    rank: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Rank of every low-rank update."""
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """Scale numerator; None means 2 x rank (Biderman et al., arXiv:2405.09673)."""
+    scaling: Scaling = "lora"
+    """'lora': alpha / rank (arXiv:2106.09685); 'rslora': alpha / sqrt(rank) (arXiv:2312.03732)."""
+    targets: tuple[str, ...] = (ALL_LINEAR,)
+    """Which linears: 'all-linear', or suffixes of module names such as 'q_proj'."""
+    lr: Annotated[float, Field(gt=0, le=1)] = 5e-4
+    """Peak learning rate of AdamW; about ten times that of full fine-tuning."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the training rows; ignored when `steps` is set."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimiser steps of the schedule; None derives them from `epochs`."""
+    stop_after: Annotated[int, Field(ge=1)] | None = None
+    """Stop at this step although the schedule is longer (a run cut short by its time limit)."""
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Plan the steps to fit this many minutes of training; resolved into `steps` when trained."""
+    batch_tokens: Annotated[int, Field(ge=16)] = 2048
+    """Tokens in one optimiser step, padding included."""
+    max_length: Annotated[int, Field(ge=16)] = 1024
+    """Longest sequence, in tokens."""
+    overlong: Overlong = "split"
+    """A longer row is split into windows, truncated at the end, or refused; always counted."""
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of the steps in which the learning rate rises linearly; then cosine."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """The same in steps; wins over `warmup`. Set when a time limit resolved the steps."""
+    final_lr: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Learning rate at the end, as a share of the peak."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest global norm of the gradient."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's decay rates; 0.99 because runs are short."""
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the rows kept out by content hash for the exam."""
+    held_out_max: Annotated[int, Field(ge=1)] = 200
+    """Most held-out rows in the exam; the rest of the held-out share is left unused."""
+    eval_every: Annotated[int, Field(ge=1)] | None = None
+    """Steps between two held-out losses; None: about ten times, at most a tenth of the work."""
+    eval_rows: Annotated[int, Field(ge=1)] = 32
+    """Held-out rows looked at during training."""
+    patience: Annotated[int, Field(ge=1)] | None = 4
+    """Stop after this many held-out losses in a row without a new best; None never stops early."""
+    exams: tuple[ScorerName, ...] | None = None
+    """Scorers of the layer's own exam; None picks them from the data."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Dtype of the products; factors and optimiser state are always float32."""
+
+    @property
+    def alpha_value(self) -> float:
+        """alpha with its default filled in."""
+        return float(2 * self.rank) if self.alpha is None else self.alpha
+
+    @property
+    def scale(self) -> float:
+        """The factor s in W + s B A."""
+        divisor = self.rank if self.scaling == "lora" else self.rank**0.5
+        return self.alpha_value / divisor
