@@ -1,0 +1,94 @@
+"""A base's folder into memory: model and tokenizer. No network, no pickle, no code of the base."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from lamina.bases.identity import CONFIG, TOKENIZER, read_json, weight_files
+from lamina.bases.quiet import quiet
+from lamina.core.errors import BaseError
+
+CUSTOM_CODE = "auto_map"
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """A base in memory: the model in eval mode, every parameter frozen."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerFast
+    config: dict[str, Any]
+    """config.json as it was read."""
+    directory: Path
+
+
+def load(directory: Path, *, dtype: torch.dtype) -> LoadedBase:
+    """Load a pulled base with its weights in `dtype`, attention through torch's SDPA.
+
+    Raises BaseError when a file is missing or malformed, a tensor is missing or has another shape
+    than the architecture says, or the base asks for code of its own.
+    """
+    config = read_json(directory / CONFIG)
+    refuse_custom_code(config, directory)
+    weight_files(directory)
+    try:
+        with quiet():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                directory,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # transformers and safetensors raise kinds of many parents
+        raise BaseError(
+            f"the base in {directory} cannot be loaded: {type(error).__name__}: {error}",
+            hint="pull the base again",
+        ) from error
+    faults = [f"{name}: missing" for name in sorted(info["missing_keys"])]
+    faults += [f"{item}: of another shape" for item in sorted(map(str, info["mismatched_keys"]))]
+    if faults:
+        raise BaseError(
+            f"the weights in {directory} do not fit the architecture in {CONFIG}",
+            faults=faults,
+            hint="pull the base again",
+        )
+    model.eval()
+    model.requires_grad_(False)
+    return LoadedBase(model, load_tokenizer(directory), config, directory)
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer exactly as tokenizer.json describes it, with its chat template; no weights.
+
+    Not through AutoTokenizer: that picks a class by model type, which may rebuild the tokenizer
+    in its own way, while a base's identity is over tokenizer.json. Raises BaseError.
+    """
+    read_json(directory / TOKENIZER)
+    try:
+        with quiet():
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:  # tokenizers raises bare Exception for a malformed file
+        raise BaseError(
+            f"the tokenizer in {directory} cannot be loaded: {type(error).__name__}: {error}",
+            hint="pull the base again",
+        ) from error
+    return tokenizer
+
+
+def refuse_custom_code(config: dict[str, Any], where: Path) -> None:
+    """Raise BaseError when a configuration asks for Python code that ships with the model."""
+    if CUSTOM_CODE in config:
+        raise BaseError(
+            f"{where} needs Python code of its own (auto_map), which is never run",
+            hint="use a base whose architecture transformers has itself",
+        )
