@@ -1,0 +1,138 @@
+"""Put a trainable or frozen update on a model's linears, reversibly.
+
+Attaching swaps modules; the base's own modules and tensors are never written, so detaching
+restores them to the byte.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lamina.core.errors import LayerError
+from lamina.lowrank.linear import LowRankLinear
+from lamina.lowrank.maths import Factors, LayerFactors, fold
+
+
+def layer_faults(layer: LayerFactors, linears: Mapping[str, nn.Linear]) -> list[str]:
+    """Everything that keeps `layer` from applying to these linears, one sentence each."""
+    faults = []
+    if not layer:
+        faults.append("the layer touches no module")
+    for name, factors in layer.items():
+        linear = linears.get(name)
+        rank, in_features = factors.a_RI.shape
+        out_features, rank_b = factors.b_OR.shape
+        if rank != rank_b:
+            faults.append(f"{name}: A has rank {rank}, B has rank {rank_b}")
+        if linear is None:
+            faults.append(f"{name}: the base has no such linear")
+        elif (out_features, in_features) != tuple(linear.weight.shape):
+            faults.append(
+                f"{name}: the layer is for ({out_features}, {in_features}), "
+                f"the base has {tuple(linear.weight.shape)}"
+            )
+        if not (torch.isfinite(factors.a_RI).all() and torch.isfinite(factors.b_OR).all()):
+            faults.append(f"{name}: numbers that are not finite")
+    return faults
+
+
+def check_layer(layer: LayerFactors, linears: Mapping[str, nn.Linear], what: str) -> None:
+    """Raise LayerError listing every fault of `layer_faults`."""
+    faults = layer_faults(layer, linears)
+    if faults:
+        raise LayerError(f"{what} does not fit the base", faults=faults)
+
+
+class Attachment:
+    """A trainable update on a model. All factors are views of one flat float32 buffer.
+
+    `flat` (P,) is the only parameter an optimiser needs; its `.grad` is one flat buffer too, into
+    which every module's gradient is accumulated in place. `detach()` puts the model back.
+    """
+
+    def __init__(
+        self, model: nn.Module, layer: LayerFactors, linears: Mapping[str, nn.Linear]
+    ) -> None:
+        check_layer(layer, linears, "the layer")
+        self._model = model
+        self._originals: dict[str, nn.Linear] = {}
+        self.modules: dict[str, LowRankLinear] = {}
+        total = sum(factors.parameters for factors in layer.values())
+        device = next(iter(linears.values())).weight.device
+        self.flat = nn.Parameter(torch.empty(total, device=device))
+        self.flat.grad = torch.zeros_like(self.flat)
+        offset = 0
+        for name in sorted(layer):
+            factors = layer[name]
+            a, offset = self._view(factors.a_RI, offset)
+            b, offset = self._view(factors.b_OR, offset)
+            self._originals[name] = linears[name]
+            self.modules[name] = LowRankLinear(linears[name], a, b, factors.scale)
+            _set_module(model, name, self.modules[name])
+
+    def _view(self, initial: Tensor, offset: int) -> tuple[nn.Parameter, int]:
+        """A parameter that lives inside the flat buffer, with its gradient inside the flat one."""
+        end = offset + initial.numel()
+        view = self.flat.data[offset:end].view(initial.shape)
+        view.copy_(initial)
+        parameter = nn.Parameter(view)
+        assert self.flat.grad is not None
+        parameter.grad = self.flat.grad[offset:end].view(initial.shape)
+        return parameter, end
+
+    def zero_grad(self) -> None:
+        """Set the flat gradient, hence every view of it, to zero."""
+        assert self.flat.grad is not None
+        self.flat.grad.zero_()
+
+    def factors(self, flat: Tensor | None = None) -> dict[str, Factors]:
+        """Copies of the factors as they stand, or as they stood in another flat buffer (P,)."""
+        source = self.flat.data if flat is None else flat
+        result, offset = {}, 0
+        for name, module in self.modules.items():
+            tensors = []
+            for shape in (module.a.shape, module.b.shape):
+                end = offset + shape.numel()
+                tensors.append(source[offset:end].view(shape).clone())
+                offset = end
+            result[name] = Factors(tensors[0], tensors[1], module.scale)
+        return result
+
+    def detach(self) -> None:
+        """Put every original linear back. Safe to call twice."""
+        for name, linear in self._originals.items():
+            _set_module(self._model, name, linear)
+        self._originals = {}
+
+
+@contextmanager
+def attached(
+    model: nn.Module, layer: LayerFactors, linears: Mapping[str, nn.Linear]
+) -> Iterator[Attachment]:
+    """`Attachment` for the length of a block."""
+    attachment = Attachment(model, layer, linears)
+    try:
+        yield attachment
+    finally:
+        attachment.detach()
+
+
+def fold_into(linears: Mapping[str, nn.Linear], layer: LayerFactors) -> None:
+    """Give each linear a new weight with the layer folded in (float32 sum, rounded once).
+
+    The old weight tensors are replaced, not written: whoever else holds them (a mapped file, the
+    base) sees no change. Raises LayerError listing every fault, before anything is replaced.
+    """
+    check_layer(layer, linears, "the layer")
+    for name, factors in layer.items():
+        linear = linears[name]
+        folded = fold(linear.weight.data, [factors])
+        linear.weight = nn.Parameter(folded, requires_grad=False)
+
+
+def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace the submodule at a dotted path."""
+    parent_name, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent_name), child, module)
