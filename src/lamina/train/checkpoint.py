@@ -1,0 +1,78 @@
+"""A run's state in one file that appears whole or not at all, checked when it is read.
+
+Tensors as safetensors, the rest as JSON in its metadata; no pickle. The file carries a digest of
+its own tensors and state, so a flipped byte is found before it is trained on.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from lamina.core.digest import canonical_json
+from lamina.core.errors import TrainError
+from lamina.core.files import atomic_write
+from lamina.core.values import Value
+
+FILE = "state.safetensors"
+
+
+class Progress(Value):
+    """Everything a loop needs beside tensors to go on exactly where it stopped."""
+
+    step: int
+    """Optimiser steps done."""
+    steps: int | None = None
+    """Steps of the schedule; None while a time limit is still being measured."""
+    warmup: int
+    tokens: int
+    skipped_in_row: int
+    seconds: float
+    """Training time so far, over all sittings."""
+    best_step: int
+    best_loss: float | None = None
+    first_loss: float | None = None
+    since_best: int
+    stopped: str | None = None
+    """Why the run ended before its schedule did."""
+
+
+def save(directory: Path, progress: Progress, tensors: dict[str, Tensor]) -> None:
+    """Write the state atomically. Raises StoreFullError, ReadOnlyStoreError."""
+    text = progress.to_bytes().decode()
+    metadata = {"progress": text, "digest": _digest(text, tensors)}
+    atomic_write(directory / FILE, safetensors.torch.save(tensors, metadata=metadata))
+
+
+def load(directory: Path) -> tuple[Progress, dict[str, Tensor]] | None:
+    """The saved state, or None where there is none. Raises TrainError when it is damaged."""
+    path = directory / FILE
+    if not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as handle:
+            metadata: dict[str, Any] = handle.metadata() or {}
+            # copies, so that nothing trains on pages of a file that may be replaced
+            tensors = {key: handle.get_tensor(key).clone() for key in handle.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise TrainError(f"the checkpoint {path} cannot be read: {error}", hint=_HINT) from None
+    text = metadata.get("progress", "")
+    if metadata.get("digest") != _digest(text, tensors):
+        raise TrainError(f"the checkpoint {path} is damaged", hint=_HINT)
+    return Progress.parse(json.loads(text), "the checkpoint"), tensors
+
+
+_HINT = "delete the file to train this run from its start"
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    state = hashlib.sha256(canonical_json(text))
+    for key in sorted(tensors):
+        state.update(key.encode())
+        state.update(tensors[key].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()

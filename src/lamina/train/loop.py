@@ -1,0 +1,362 @@
+"""The training loop: deterministic, resumable to the bit, stoppable at any step.
+
+Given the same model, rows, recipe and machine it gives the same factors, whether it ran in one
+sitting or in ten. Wall-clock time decides only when to write a checkpoint and, where the recipe
+has a time limit, the number of steps, which is then fixed in the resolved recipe.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lamina.core.errors import TrainError, TrainInterrupted
+from lamina.core.recipe import Recipe
+from lamina.core.seeds import derive
+from lamina.lowrank.attach import Attachment
+from lamina.lowrank.maths import Factors, LayerFactors, init_factors
+from lamina.tokens.batch import Batch, collate
+from lamina.tokens.mask import Encoded
+from lamina.tokens.pack import plan_batches
+from lamina.train import checkpoint
+from lamina.train.events import EventLog
+from lamina.train.objective import token_losses
+from lamina.train.schedule import (
+    eval_interval,
+    learning_rate,
+    planned_steps,
+    steps_in_time,
+    warmup_steps,
+)
+
+CHECKPOINT_SECONDS = 30.0
+PROBE_STEPS = 3
+"""Steps measured before a time limit is turned into a number of steps."""
+LIMITED_WARMUP = 6
+"""Longest warm-up, in steps, of a run with a time limit."""
+OVERTIME = 1.1
+"""A run that takes longer than its limit by this factor is cut off."""
+MOST_SKIPPED = 5
+"""Steps in a row with a loss or gradient that is not finite, after which the run has diverged."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What a run works on. Rows are encoded; `directory` holds its checkpoint and events."""
+
+    model: nn.Module
+    linears: Mapping[str, nn.Linear]
+    """The linears to train on, by full name."""
+    rows: Sequence[Encoded]
+    eval_rows: Sequence[Encoded]
+    recipe: Recipe
+    pad_id: int
+    directory: Path
+    resume_with: str
+    """What a person types to go on after an interruption."""
+    start: LayerFactors | None = None
+    """Factors to start from (warm start); None starts fresh."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A finished run: the best factors seen, and what it took."""
+
+    factors: dict[str, Factors]
+    recipe: Recipe
+    """Resolved: `steps` (and `warmup_steps`, `stop_after` after a time limit) filled in."""
+    progress: checkpoint.Progress
+
+
+def fresh_factors(linears: Mapping[str, nn.Linear], recipe: Recipe) -> dict[str, Factors]:
+    """Starting factors; each module's from its own stream, so that targets don't disturb others."""
+    result = {}
+    for name, linear in linears.items():
+        generator = torch.Generator().manual_seed(derive(recipe.seed, "init", name))
+        result[name] = init_factors(
+            linear.in_features, linear.out_features, recipe.rank, recipe.scale, generator
+        )
+    return result
+
+
+def train(job: Job, events: EventLog, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
+    """Train one layer; continue from the checkpoint in `job.directory` where there is one.
+
+    Raises TrainError when the loss diverges or nothing is supervised, TrainInterrupted (after
+    saving) when `should_stop` says so.
+    """
+    if not job.rows:
+        raise TrainError("no rows to train on", hint="lower --held-out, or give more data")
+    start = job.start or fresh_factors(job.linears, job.recipe)
+    attachment = Attachment(job.model, start, job.linears)
+    try:
+        return _Run(job, attachment, events).go(should_stop)
+    finally:
+        attachment.detach()
+
+
+class _Run:
+    """One sitting of a run: its mutable state and the steps that change it."""
+
+    def __init__(self, job: Job, attachment: Attachment, events: EventLog) -> None:
+        self.job, self.recipe, self.attachment, self.events = job, job.recipe, attachment, events
+        self.flat = attachment.flat
+        self.best = self.flat.data.clone()
+        self.optimiser = torch.optim.AdamW(
+            [self.flat],
+            lr=self.recipe.lr,
+            betas=self.recipe.betas,
+            weight_decay=self.recipe.weight_decay,
+            fused=True,
+        )
+        self.lengths = [len(row.ids) for row in job.rows]
+        self.eval_batches = _eval_batches(job)
+        self.eval_tokens = sum(len(row.ids) for row in job.eval_rows)
+        self.epochs: dict[int, list[list[int]]] = {}
+        self.progress = self._initial_progress()
+        self.sitting_started = time.perf_counter()
+        self.seconds_before = 0.0
+        self.evals_seconds = 0.0
+        self.last_save = time.perf_counter()
+        self._restore()
+
+    def _initial_progress(self) -> checkpoint.Progress:
+        planned = planned_steps(self.recipe, len(self._epoch(0)))
+        limited = self.recipe.max_minutes is not None
+        warmup = warmup_steps(self.recipe, planned)
+        if limited and self.recipe.warmup_steps is None:
+            # the first steps are taken before the length is known, so warm-up can't depend on it
+            warmup = min(max(warmup, PROBE_STEPS), LIMITED_WARMUP)
+        return checkpoint.Progress(
+            step=0,
+            steps=None if limited else planned,
+            warmup=warmup,
+            tokens=0,
+            skipped_in_row=0,
+            seconds=0.0,
+            best_step=0,
+            best_loss=None,
+            first_loss=None,
+            since_best=0,
+        )
+
+    # -- state ---------------------------------------------------------------------------------
+
+    def _restore(self) -> None:
+        loaded = checkpoint.load(self.job.directory)
+        if loaded is None:
+            return
+        self.progress, tensors = loaded
+        if tensors["flat"].shape != self.flat.shape:
+            raise TrainError(
+                "the checkpoint is of another recipe", hint="start the run anew instead of resuming"
+            )
+        self.flat.data.copy_(tensors["flat"])
+        self.best.copy_(tensors["best"])
+        if self.progress.step:
+            self.optimiser.state[self.flat] = {
+                key: tensors[f"adam.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+        self.seconds_before = self.progress.seconds
+        self.events.emit("resumed", step=self.progress.step)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        self._update(seconds=self.elapsed())
+        tensors = {"flat": self.flat.data, "best": self.best}
+        state = self.optimiser.state.get(self.flat, {})
+        tensors |= {f"adam.{key}": value for key, value in state.items()}
+        checkpoint.save(self.job.directory, self.progress, tensors)
+        self.last_save = time.perf_counter()
+        self.events.emit("checkpoint", step=self.progress.step)
+
+    def elapsed(self) -> float:
+        """Seconds of training over all sittings."""
+        return self.seconds_before + time.perf_counter() - self.sitting_started
+
+    def _update(self, **changes: object) -> None:
+        self.progress = self.progress.model_copy(update=changes)
+
+    # -- the loop ------------------------------------------------------------------------------
+
+    def go(self, should_stop: Callable[[], bool]) -> Outcome:
+        """Steps until the schedule, patience, the time limit or a person ends them."""
+        if self.progress.step == 0 and self.progress.first_loss is None:
+            self.evaluate()
+            self.save()
+        while not self._finished():
+            if should_stop():
+                self.save()
+                self.events.emit("interrupted", step=self.progress.step)
+                raise TrainInterrupted(
+                    f"stopped at step {self.progress.step}; nothing is lost",
+                    hint=f"go on with: {self.job.resume_with}",
+                )
+            self.step()
+            self._plan_for_time()
+            if self._eval_due():
+                self.evaluate()
+            if time.perf_counter() - self.last_save > CHECKPOINT_SECONDS:
+                self.save()
+        self._update(seconds=self.elapsed())
+        self.save()
+        return self._outcome()
+
+    def _finished(self) -> bool:
+        progress, recipe = self.progress, self.recipe
+        if progress.stopped is not None:
+            return True
+        if progress.steps is not None and progress.step >= progress.steps:
+            return True
+        if recipe.stop_after is not None and progress.step >= recipe.stop_after:
+            self._stop("stop_after")
+        elif recipe.patience is not None and progress.since_best >= recipe.patience:
+            self._stop("patience")
+        elif recipe.max_minutes and self.elapsed() > OVERTIME * 60 * recipe.max_minutes:
+            self._stop("time")
+        return self.progress.stopped is not None
+
+    def _stop(self, why: str) -> None:
+        self._update(stopped=why)
+        if self.progress.best_step != self.progress.step and why != "patience":
+            self.evaluate()
+
+    def step(self) -> None:
+        """One optimiser step on the next batch."""
+        progress = self.progress
+        began = time.perf_counter()
+        rows = [self.job.rows[index] for index in self._batch(progress.step)]
+        batch = collate(rows, self.job.pad_id)
+        rate = learning_rate(
+            self.recipe, progress.step, progress.steps or 1_000_000_000, progress.warmup
+        )
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.attachment.zero_grad()
+        loss = token_losses(self.job.model, batch).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        loss = loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_([self.flat], self.recipe.clip)
+        finite = bool(torch.isfinite(loss)) and bool(torch.isfinite(norm))
+        if finite:
+            self.optimiser.step()
+        tokens = int(batch.lengths.sum())
+        self._update(
+            step=progress.step + 1,
+            tokens=progress.tokens + tokens,
+            skipped_in_row=0 if finite else progress.skipped_in_row + 1,
+        )
+        self.events.emit(
+            "step",
+            step=self.progress.step,
+            steps=progress.steps,
+            loss=float(loss) if finite else None,
+            lr=rate,
+            grad_norm=float(norm) if finite else None,
+            tokens=tokens,
+            tokens_per_second=round(tokens / (time.perf_counter() - began), 1),
+            elapsed=round(self.elapsed(), 2),
+        )
+        if self.progress.skipped_in_row >= MOST_SKIPPED:
+            raise TrainError(
+                f"the loss was not finite {MOST_SKIPPED} steps in a row, "
+                f"up to step {self.progress.step}",
+                hint=f"lower --lr (now {self.recipe.lr}); the checkpoint before it is kept",
+            )
+
+    def _plan_for_time(self) -> None:
+        """After the probe steps of a time-limited run, fix the number of steps."""
+        limit = self.recipe.max_minutes
+        if limit is None or self.progress.steps is not None or self.progress.step < PROBE_STEPS:
+            return
+        train_seconds = self.elapsed() - self.evals_seconds
+        at_most = planned_steps(self.recipe, len(self._epoch(0)))
+        # the first step pays for warm-up of caches; held-out losses come on top of each step
+        per_step = train_seconds / self.progress.step
+        every = eval_interval(self.recipe, at_most, self.eval_tokens)
+        per_step += self.evals_seconds / every if self.eval_batches else 0.0
+        left = 60 * limit - self.elapsed() - self.evals_seconds
+        steps = steps_in_time(left, per_step, self.progress.step, at_most)
+        self._update(steps=steps, warmup=min(self.progress.warmup, steps))
+        self.events.emit("planned", steps=steps, at_most=at_most, seconds_per_step=per_step)
+
+    # -- held-out loss ---------------------------------------------------------------------------
+
+    def _eval_due(self) -> bool:
+        progress = self.progress
+        if not self.eval_batches or progress.steps is None:
+            return False
+        if progress.step >= progress.steps:
+            return True
+        every = eval_interval(self.recipe, progress.steps, self.eval_tokens)
+        return progress.step > PROBE_STEPS and progress.step % every == 0
+
+    def evaluate(self) -> None:
+        """Held-out loss; keep the factors when it is the best so far. Without rows: the last."""
+        began = time.perf_counter()
+        loss = mean_loss(self.job.model, self.eval_batches) if self.eval_batches else None
+        progress = self.progress
+        best = loss is None or progress.best_loss is None or loss < progress.best_loss
+        if best:
+            self.best.copy_(self.flat.data)
+            self._update(best_step=progress.step, best_loss=loss, since_best=0)
+        else:
+            self._update(since_best=progress.since_best + 1)
+        if progress.step == 0:
+            self._update(first_loss=loss)
+        self.evals_seconds = time.perf_counter() - began
+        self.events.emit("eval", step=progress.step, loss=loss, best=best)
+
+    # -- data ------------------------------------------------------------------------------------
+
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        if epoch not in self.epochs:
+            plan = plan_batches(
+                self.lengths, self.recipe.batch_tokens, derive(self.recipe.seed, "order"), epoch
+            )
+            self.epochs = {epoch: plan} | ({0: self.epochs[0]} if 0 in self.epochs else {})
+        return self.epochs[epoch]
+
+    def _batch(self, step: int) -> list[int]:
+        """The step's row indices; epochs may differ in their number of batches."""
+        epoch = 0
+        while step >= len(self._epoch(epoch)):
+            step -= len(self._epoch(epoch))
+            epoch += 1
+        return self._epoch(epoch)[step]
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def _outcome(self) -> Outcome:
+        progress = self.progress
+        if not self.eval_batches:
+            self.best.copy_(self.flat.data)
+            self._update(best_step=progress.step)
+        changes: dict[str, object] = {"steps": progress.steps or progress.step}
+        if self.recipe.max_minutes is not None:
+            changes |= {"max_minutes": None, "warmup_steps": progress.warmup}
+        if progress.stopped == "time":
+            changes["stop_after"] = progress.step
+        recipe = self.recipe.model_copy(update=changes)
+        self.events.emit(
+            "done", step=progress.step, best_step=self.progress.best_step, loss=progress.best_loss
+        )
+        return Outcome(self.attachment.factors(self.best), recipe, self.progress)
+
+
+def _eval_batches(job: Job) -> list[Batch]:
+    if not job.eval_rows:
+        return []
+    lengths = [len(row.ids) for row in job.eval_rows]
+    plan = plan_batches(lengths, job.recipe.batch_tokens, seed=0, epoch=0)
+    return [collate([job.eval_rows[i] for i in batch], job.pad_id) for batch in plan]
+
+
+@torch.inference_mode()
+def mean_loss(model: nn.Module, batches: Sequence[Batch]) -> float:
+    """Nats per supervised token over all batches."""
+    losses: list[Tensor] = [token_losses(model, batch).double() for batch in batches]
+    return float(torch.cat(losses).mean())
