@@ -1,0 +1,118 @@
+"""A stack becomes one runnable model: frozen layers folded into a copy of the base's weights.
+
+Exams, chat, training and (later) serving all come through here, so that what was examined is
+what is served.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lamina.bases import families
+from lamina.bases.load import load, load_tokenizer
+from lamina.core.errors import LayerError
+from lamina.core.files import atomic_directory
+from lamina.core.manifests import Descriptor
+from lamina.lowrank import codec
+from lamina.lowrank.attach import fold_into, layer_faults
+from lamina.lowrank.maths import Factors, compose
+from lamina.stack.resolve import ResolvedLayer, ResolvedStack
+from lamina.store.layout import Store
+from lamina.tokens.template import ChatFormat
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A stack as a model that answers like it."""
+
+    stack: ResolvedStack
+    model: nn.Module
+    linears: dict[str, nn.Linear]
+    """Every linear of the decoder by full name, layers folded in."""
+    format: ChatFormat
+    pad_id: int
+    dtype: torch.dtype
+
+
+def compile_stack(
+    store: Store,
+    stack: ResolvedStack,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    device: str = "cpu",
+) -> Compiled:
+    """Load the base, fold the layers in (float32, rounded once). Base bytes are never written.
+
+    Raises LayerError listing every fault of every layer, CorruptBlobError, BaseError.
+    """
+    loaded = load(base_directory(store, stack.base), dtype=dtype)
+    linears = families.linears(loaded.model)
+    factors = [layer_factors(store, layer) for layer in stack.layers]
+    faults = [
+        f"{layer.config.name}: {fault}"
+        for layer, parts in zip(stack.layers, factors, strict=True)
+        for fault in layer_faults(parts, linears)
+    ]
+    if faults:
+        raise LayerError(f"{stack.label} does not fit its base", faults=faults)
+    if factors:
+        fold_into(linears, compose(factors))
+    pad_id = loaded.tokenizer.pad_token_id
+    return Compiled(
+        stack=stack,
+        model=loaded.model.to(device),
+        linears=linears,
+        format=ChatFormat(loaded.tokenizer),
+        pad_id=0 if pad_id is None else pad_id,
+        dtype=dtype,
+    )
+
+
+def base_format(store: Store, stack: ResolvedStack) -> ChatFormat:
+    """The base's tokenizer and template alone, without weights."""
+    return ChatFormat(load_tokenizer(base_directory(store, stack.base)))
+
+
+def layer_factors(store: Store, layer: ResolvedLayer) -> dict[str, Factors]:
+    """A stored layer's factors, times its weight in the stack."""
+    config = layer.manifest.blob(codec.CONFIG_FILE)
+    weights = layer.manifest.blob(codec.WEIGHTS_FILE)
+    if config is None or weights is None:
+        raise LayerError(f"layer {layer.digest} has no adapter in it")
+    factors = codec.decode(
+        store.read(config.digest), str(store.path(weights.digest)), f"layer {layer.config.name}"
+    )
+    return {name: part.weighted(layer.weight) for name, part in factors.items()}
+
+
+def base_directory(store: Store, base: Descriptor) -> Path:
+    """A folder of links to a base's blobs under their file names, each blob checked.
+
+    The folder is a cache keyed by the manifest's digest; links to swept blobs are made anew.
+    """
+    manifest = store.manifest(base.digest)
+    paths = {item.title: store.path(item.digest) for item in manifest.layers}
+    directory = store.cache_dir / "bases" / base.digest.removeprefix("sha256:")
+    if not _links_hold(directory, list(paths)):
+        directory = _link_all(directory, paths)
+    return directory
+
+
+def _links_hold(directory: Path, titles: Sequence[str]) -> bool:
+    return all((directory / title).exists() for title in titles)
+
+
+def _link_all(directory: Path, paths: dict[str, Path]) -> Path:
+    shutil.rmtree(directory, ignore_errors=True)  # links to swept blobs, if anything
+    with atomic_directory(directory) as work:
+        for title, path in paths.items():
+            # from the final folder, which is the work folder's sibling
+            (work / title).symlink_to(os.path.relpath(path, directory))
+    return directory
