@@ -1,0 +1,1 @@
+"""The only joiners: each flow ties rooms together for one verb of the command line."""

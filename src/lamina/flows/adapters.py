@@ -1,0 +1,186 @@
+"""`lamina import peft` and `lamina export`: in from and out to other tools."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lamina.bases.load import load
+from lamina.core.digest import short
+from lamina.core.errors import LayerError, MissingPartError, UsageError
+from lamina.core.files import atomic_directory
+from lamina.core.manifests import (
+    JSON_TYPE,
+    SAFETENSORS_TYPE,
+    SOURCE,
+    LayerConfig,
+    StackedLayer,
+)
+from lamina.core.names import LATEST, parse_name
+from lamina.core.report import Reporter
+from lamina.data.example import Message
+from lamina.export import merged, peft
+from lamina.export.parity import Parity, compare, logits_of
+from lamina.flows.examine import examine_for_gate, probe_prompts
+from lamina.flows.naming import name_stack
+from lamina.lowrank import codec
+from lamina.lowrank.attach import check_layer
+from lamina.stack.compile import Compiled, base_directory, compile_stack, layer_factors
+from lamina.stack.resolve import ResolvedStack, of_descriptor, resolve
+from lamina.store.layout import Store
+
+PROBE = (Message(role="user", content="Name three colours and one number."),)
+"""Asked in the parity check beside the exams' own questions."""
+
+
+def import_peft(
+    store: Store,
+    directory: Path,
+    on: str,
+    name_text: str,
+    reporter: Reporter,
+    *,
+    licence: str | None,
+    author: str | None,
+    override: str | None,
+) -> dict[str, Any]:
+    """A PEFT adapter folder becomes a layer over the stack that `on` means.
+
+    Raises LayerError listing every fault, GateError, UsageError.
+    """
+    name = parse_name(name_text)
+    if name.tag != LATEST or name.name in store.bases():
+        raise UsageError(f"--as {name_text}: give a plain name that is no base")
+    config_bytes, weights = _adapter_files(directory)
+    factors = codec.decode(config_bytes, str(weights), str(directory))
+    beneath = resolve(store, on)
+    compiled = compile_stack(store, beneath)
+    check_layer(factors, compiled.linears, str(directory))
+    some = next(iter(factors.values()))
+    config = LayerConfig(
+        name=name.name,
+        base=beneath.config.base,
+        parents=beneath.config.layers,
+        rank=max(f.rank for f in factors.values()),
+        alpha=some.scale * some.rank,
+        scaling="lora",
+        modules=tuple(sorted(factors)),
+        parameters=sum(f.parameters for f in factors.values()),
+        recipe=None,
+        data=None,
+        licence=licence,
+        author=author,
+        origin="imported",
+    )
+    blobs = [
+        store.put_bytes(config_bytes, JSON_TYPE, title=codec.CONFIG_FILE),
+        store.put_file(weights, SAFETENSORS_TYPE, title=codec.WEIGHTS_FILE),
+    ]
+    layer = store.put_layer(config, blobs)
+    stacked = (*beneath.config.layers, StackedLayer(layer=layer.digest))
+    descriptor = store.put_stack(beneath.config.base, stacked)
+    stack = of_descriptor(store, descriptor, label=name.name)
+    examination = examine_for_gate(store, stack, beneath, name.name, reporter)
+    version = name_stack(
+        store,
+        stack,
+        name,
+        examination,
+        override=override,
+        author=author,
+        retry_with=f'lamina tag @{short(stack.digest)} {name} --accept-regression "why"',
+    )
+    store.remove_root(layer.digest)  # the named stack keeps it from here on
+    return {"name": str(name.at_version(version)), "stack": stack.digest, "layer": layer.digest}
+
+
+def _adapter_files(directory: Path) -> tuple[bytes, Path]:
+    config, weights = directory / codec.CONFIG_FILE, directory / codec.WEIGHTS_FILE
+    faults = [f"no {path.name}" for path in (config, weights) if not path.is_file()]
+    if directory.is_dir():
+        faults += [
+            f"{path.name} is a pickle, which is never opened"
+            for path in sorted(directory.iterdir())
+            if codec.is_pickle(path.name) and not weights.is_file()
+        ]
+    if faults:
+        raise LayerError(
+            f"{directory} is no PEFT adapter folder",
+            faults=faults,
+            hint="save it with safe_serialization=True (peft's default since 0.5)",
+        )
+    return config.read_bytes(), weights
+
+
+# -- export ----------------------------------------------------------------------------------------
+
+
+def export(
+    store: Store, text: str, directory: Path, target: str, reporter: Reporter
+) -> dict[str, Any]:
+    """Write a stack to `directory` for another tool, only if it comes back as the same model.
+
+    Raises CheckError when the logits differ, UsageError, MissingPartError.
+    """
+    if target not in _TARGETS:
+        raise UsageError(f"--to {target!r}: known targets are {', '.join(sorted(_TARGETS))}")
+    if directory.exists():
+        raise UsageError(f"{directory} exists already", hint="give a folder that does not exist")
+    stack = resolve(store, text)
+    reporter.event({"event": "examining", "text": f"exporting {text}, then loading it back"})
+    with atomic_directory(directory) as work:
+        parity = _TARGETS[target](store, stack, work).check(f"the export of {text} to {target}")
+    return {
+        "stack": stack.digest,
+        "to": target,
+        "directory": str(directory),
+        "parity": {"max_rel": parity.max_rel, "limit": parity.limit, "prompts": parity.prompts},
+    }
+
+
+def _export_peft(store: Store, stack: ResolvedStack, directory: Path) -> Parity:
+    layers = [layer_factors(store, layer) for layer in stack.layers]
+    base = load(base_directory(store, stack.base), dtype=torch.float32)
+    ours = compile_stack(store, stack, dtype=torch.float32)
+    source = (stack.base.annotations or {}).get(SOURCE, "")
+    peft.write(layers, ours.linears, directory, source or stack.config.base)
+    return _parity(store, stack, ours, lambda: load_peft(base.model, directory))
+
+
+def load_peft(model: nn.Module, directory: Path) -> nn.Module:
+    """A model with an adapter on it, by PEFT itself. Raises MissingPartError."""
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise MissingPartError(
+            "the export is checked with peft, which is not installed",
+            hint="pip install 'lamina[peft]'",
+        ) from None
+    wrapped: nn.Module = PeftModel.from_pretrained(model, str(directory)).eval()
+    return wrapped
+
+
+def _export_merged(store: Store, stack: ResolvedStack, directory: Path) -> Parity:
+    layers = [layer_factors(store, layer) for layer in stack.layers]
+    merged.write(base_directory(store, stack.base), layers, directory)
+    ours = compile_stack(store, stack, dtype=torch.bfloat16)
+    return _parity(store, stack, ours, lambda: load(directory, dtype=torch.bfloat16).model)
+
+
+def _parity(
+    store: Store, stack: ResolvedStack, ours: Compiled, theirs: Callable[[], nn.Module]
+) -> Parity:
+    prompts = [
+        ours.format.prompt_ids(messages, tools)
+        for messages, tools in [(PROBE, ()), *probe_prompts(store, stack)]
+    ]
+    expected = logits_of(ours.model, prompts)
+    return compare(expected, logits_of(theirs(), prompts), ours.dtype)
+
+
+_TARGETS: dict[str, Callable[[Store, ResolvedStack, Path], Parity]] = {
+    "peft": _export_peft,
+    "hf": _export_merged,
+}

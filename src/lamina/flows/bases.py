@@ -1,0 +1,160 @@
+"""`lamina base`: from a source to a base in the store, and what is known of it."""
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lamina.core.digest import digest_bytes
+from lamina.core.errors import UnknownNameError, UsageError
+from lamina.core.manifests import (
+    IDENTITY,
+    JSON_TYPE,
+    SAFETENSORS_TYPE,
+    SOURCE,
+    TEXT_TYPE,
+    BaseConfig,
+    Descriptor,
+    StackConfig,
+)
+from lamina.core.names import Name, parse_name
+from lamina.core.report import Reporter
+from lamina.store.layout import Store
+
+if TYPE_CHECKING:
+    from lamina.bases.convert import PulledBase
+
+_TYPES = {".safetensors": SAFETENSORS_TYPE, ".json": JSON_TYPE}
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A base that is now in the store."""
+
+    name: str
+    descriptor: Descriptor
+    config: BaseConfig
+    source: str
+    new: bool
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "name": self.name,
+            "base": self.config.identity,
+            "manifest": self.descriptor.digest,
+            "source": self.source,
+            "new": self.new,
+            "notes": list(self.notes),
+            **self.config.model_dump(mode="json"),
+        }
+
+
+def pull(store: Store, source: str, name: str | None, reporter: Reporter) -> Pulled:
+    """Fetch, convert once, store. A name that is known from the same source is fetched no more.
+
+    Raises BaseError, UsageError, StoreError.
+    """
+    from lamina.bases.convert import pull as convert
+    from lamina.bases.sources import parse_source
+
+    parsed = parse_source(source)
+    wanted = parse_name(name or parsed.default_name).name
+    if wanted in store.names():
+        raise UsageError(f"{wanted!r} is a stack's name already", hint="choose another with --as")
+    work = store.root / "work" / digest_bytes(source.encode()).removeprefix("sha256:")[:16]
+    pulled = convert(parsed, work, progress=lambda text: _pulling(reporter, text))
+    for note in pulled.notes:
+        reporter.say(note)
+    descriptor, new = _put(store, pulled)
+    store.tag_base(wanted, descriptor)
+    shutil.rmtree(work, ignore_errors=True)
+    return Pulled(wanted, descriptor, pulled.config, pulled.source, new, pulled.notes)
+
+
+def ensure(store: Store, alias: str, reporter: Reporter) -> Pulled:
+    """The base of that name, pulled only when it is not in the store."""
+    known = store.bases().get(alias)
+    if known is None:
+        return pull(store, alias, None, reporter)
+    config = store.config(store.manifest(known.digest), BaseConfig)
+    source = (known.annotations or {}).get(SOURCE, "")
+    return Pulled(alias, known, config, source, new=False, notes=())
+
+
+def _pulling(reporter: Reporter, text: str) -> None:
+    reporter.event({"event": "pulling", "text": text})
+
+
+def _put(store: Store, pulled: "PulledBase") -> tuple[Descriptor, bool]:
+    try:
+        return store.find_base(pulled.config.identity), False
+    except UnknownNameError:
+        pass
+    blobs = [
+        store.adopt_file(path, _TYPES.get(path.suffix, TEXT_TYPE), title=path.name)
+        for path in sorted(pulled.directory.iterdir())
+    ]
+    return store.put_base(pulled.config, blobs, pulled.source), True
+
+
+def listing(store: Store) -> list[dict[str, Any]]:
+    """Every base by name."""
+    return [_facts(store, name, base) for name, base in sorted(store.bases().items())]
+
+
+def _facts(store: Store, name: str, base: Descriptor) -> dict[str, Any]:
+    manifest = store.manifest(base.digest)
+    config = store.config(manifest, BaseConfig)
+    return {
+        "name": name,
+        "identity": config.identity,
+        "manifest": base.digest,
+        "source": (base.annotations or {}).get(SOURCE, ""),
+        "bytes": sum(blob.size for blob in manifest.layers),
+        **config.model_dump(mode="json"),
+    }
+
+
+def details(store: Store, name: str) -> dict[str, Any]:
+    """One base, its files and its template."""
+    base = store.resolve_base(name)
+    manifest = store.manifest(base.digest)
+    template = manifest.blob("chat_template.jinja")
+    return _facts(store, name, base) | {
+        "files": [
+            {"name": blob.title, "digest": blob.digest, "bytes": blob.size}
+            for blob in manifest.layers
+        ],
+        "chat_template": store.read(template.digest).decode() if template else None,
+    }
+
+
+def render(found: dict[str, Any]) -> str:
+    """`details` for people."""
+    lines = [f"{key:<16} {found[key]}" for key in found if key not in ("files", "chat_template")]
+    lines += [f"file             {f['name']} {f['digest']} {f['bytes']}" for f in found["files"]]
+    return "\n".join([*lines, "chat template:", found["chat_template"] or "(none)"])
+
+
+def remove(store: Store, name: str) -> None:
+    """Take a base's name away. Raises UsageError naming the stacks that stand on it."""
+    base = store.resolve_base(name)
+    identity = (base.annotations or {}).get(IDENTITY)
+    standing = sorted(
+        Name(stack, tag).full
+        for stack, tags in store.names().items()
+        for tag, descriptor in tags.items()
+        if _stands_on(store, descriptor) == identity
+    )
+    if standing:
+        raise UsageError(
+            f"{name} carries named stacks", faults=standing, hint="remove those names first"
+        )
+    store.untag_base(name)
+    if base.digest not in {other.digest for other in store.bases().values()}:
+        store.remove_root(base.digest)
+
+
+def _stands_on(store: Store, stack: Descriptor) -> str:
+    return store.config(store.manifest(stack.digest), StackConfig).base

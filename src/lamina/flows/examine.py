@@ -1,0 +1,346 @@
+"""Examining stacks: exams of every layer, results on record, the gate's verdict."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lamina.core.digest import digest_bytes, digest_json
+from lamina.core.errors import DataError, UnknownNameError
+from lamina.core.files import atomic_write
+from lamina.core.manifests import SCORES_TYPE, ExamSpec, ScoresEvidence, StackedLayer
+from lamina.core.names import Name
+from lamina.core.recipe import ScorerName
+from lamina.core.report import Reporter
+from lamina.core.scores import Comparison, ItemScore
+from lamina.data.example import Example, Message
+from lamina.data.exams import default_scorers, items_from_examples, to_jsonl
+from lamina.data.read import read
+from lamina.exams import tasks
+from lamina.exams.report import Matrix, comparisons, interval_text, matrix, score_of, value_text
+from lamina.exams.runner import ExamResult, run
+from lamina.exams.scorers.registry import SCORERS
+from lamina.exams.tasks import NO_LAYER, Exam
+from lamina.flows import runs
+from lamina.flows.examinee import StackExaminee
+from lamina.gate.verdict import Unexamined, Verdict, verdict
+from lamina.stack.compile import compile_stack
+from lamina.stack.resolve import ResolvedLayer, ResolvedStack, of_descriptor, resolve
+from lamina.store.layout import Store
+
+ENGINE = digest_json({"dtype": "bfloat16", "sampling": "greedy", "version": 1})
+"""What besides stack and questions decides an answer. Raise the version when sampling changes."""
+
+ANSWER_TOKENS: dict[ScorerName, int] = {"tool_call": 160, "exact": 48, "numeric": 256}
+"""Longest generated answer in an exam, by scorer; others generate nothing."""
+
+PROBES_AN_EXAM = 2
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A stack's results beside another's, and what the gate makes of it."""
+
+    stack: str
+    label: str
+    results: tuple[ExamResult, ...]
+    comparisons: tuple[Comparison, ...]
+    verdict: Verdict
+    compared_with: str | None = None
+    previous: str | None = None
+    """Stack that the name pointed at when this was examined."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "stack": self.stack,
+            "scores": [
+                {
+                    "exam": score.exam,
+                    "layer": score.layer,
+                    "metric": score.metric,
+                    "value": score.value,
+                    "ci": list(score.ci),
+                    "n": score.n,
+                }
+                for score in map(score_of, self.results)
+            ],
+            "compared_with": self.compared_with,
+            "comparisons": [item.model_dump(mode="json") for item in self.comparisons],
+            "gate": self.verdict.model_dump(mode="json"),
+        }
+
+    def render(self) -> str:
+        """For people: a line an exam, then what the gate says."""
+        found = {(c.exam, c.exam_digest): c for c in self.comparisons}
+        lines = [f"{self.label}: {len(self.results)} exams"]
+        for score in map(score_of, self.results):
+            line = (
+                f"  {score.exam}: {score.metric} {value_text(score.metric, score.value)} "
+                f"{interval_text(score.metric, score.ci)}, n = {score.n}"
+            )
+            other = found.get((score.exam, score.exam_digest))
+            if other:
+                line += (
+                    f"; was {value_text(other.metric, other.before)}, change "
+                    f"{interval_text(other.metric, other.ci)}"
+                )
+            lines.append(line)
+        lines += [f"  {reason}" for reason in (*self.verdict.reasons, *self.verdict.notes)]
+        return "\n".join(lines)
+
+
+# -- exams at hand ---------------------------------------------------------------------------------
+
+
+def private_path(store: Store, digest: str) -> Path:
+    """Where withheld questions lie on the machine that made them; never a blob, never pushed."""
+    return store.root / "private" / f"{digest.removeprefix('sha256:')}.jsonl"
+
+
+def keep_private(store: Store, data: bytes) -> None:
+    """Keep withheld questions on this machine."""
+    atomic_write(private_path(store, digest_bytes(data)), data)
+
+
+def carried(store: Store, layers: Sequence[ResolvedLayer]) -> list[Exam]:
+    """The exams that layers carry, lowest layer first. Withheld questions are looked up here."""
+    return [
+        tasks.load(spec, layer.config.name, _questions(store, layer, index, spec))
+        for layer in layers
+        for index, spec in enumerate(layer.config.exams)
+    ]
+
+
+def _questions(store: Store, layer: ResolvedLayer, index: int, spec: ExamSpec) -> bytes | None:
+    blob = layer.manifest.blob(f"exam-{index}.jsonl")
+    if blob is not None:
+        return store.read(blob.digest)
+    path = private_path(store, spec.items)
+    return path.read_bytes() if path.exists() else None
+
+
+def exam_of(
+    name: str, scorer: ScorerName, examples: Sequence[Example], *, private: bool = False
+) -> tuple[ExamSpec, bytes]:
+    """An exam made of rows, and its questions' bytes. Rows that the scorer can't use stay out.
+
+    Raises DataError when none is left.
+    """
+    items = SCORERS[scorer].usable(items_from_examples(examples, scorer))
+    if not items:
+        raise DataError(
+            f"none of {len(examples)} rows has what the scorer {scorer!r} needs for exam {name}",
+            hint="choose another with --scorer, or hold out more rows with --held-out",
+        )
+    data = to_jsonl(items)
+    spec = ExamSpec(
+        name=f"{name}/{scorer}",
+        scorer=scorer,
+        items=digest_bytes(data),
+        rows=len(items),
+        private=private,
+        max_new_tokens=ANSWER_TOKENS.get(scorer, 1),
+    )
+    return spec, data
+
+
+def from_file(path: str) -> list[Exam]:
+    """Exams of a file of questions, one for each scorer that fits its rows."""
+    examples = read([path]).examples
+    made = [exam_of(Path(path).stem, scorer, examples) for scorer in default_scorers(examples)]
+    return [tasks.load(spec, NO_LAYER, data) for spec, data in made]
+
+
+def probe_prompts(
+    store: Store, stack: ResolvedStack, rows: int = PROBES_AN_EXAM
+) -> list[tuple[tuple[Message, ...], tuple[str, ...]]]:
+    """A few questions of each exam that a stack carries, as (messages, tools)."""
+    found: dict[Any, None] = {}
+    for exam in carried(store, stack.layers):
+        for item in (exam.items or ())[:rows]:
+            found[(item.messages, item.tools)] = None
+    return list(found)
+
+
+# -- sitting them ----------------------------------------------------------------------------------
+
+
+def sit(
+    store: Store,
+    stack: ResolvedStack,
+    exams: Sequence[Exam],
+    reporter: Reporter,
+    *,
+    fresh: bool = False,
+) -> list[ExamResult]:
+    """Results of one stack; what is on record is not asked again unless `fresh`."""
+    recorded: dict[tuple[str, str, int], ScoresEvidence] = {
+        (item.exam_digest, item.scorer, item.max_new_tokens): item
+        for item in store.evidence(stack.digest, SCORES_TYPE, ScoresEvidence)
+        if item.engine == ENGINE
+    }
+
+    def cached(exam: Exam) -> tuple[ItemScore, ...] | None:
+        found = None if fresh and exam.items is not None else recorded.get(_key(exam))
+        if found is None:
+            return None
+        return tuple(ItemScore(value=v, weight=w, answer=a) for v, w, a in found.items)
+
+    def record(exam: Exam, items: tuple[ItemScore, ...]) -> None:
+        evidence = ScoresEvidence(
+            created=runs.now().isoformat(),
+            exam_digest=exam.digest,
+            scorer=exam.spec.scorer,
+            max_new_tokens=exam.spec.max_new_tokens,
+            engine=ENGINE,
+            items=tuple((item.value, item.weight, item.answer) for item in items),
+        )
+        store.put_evidence(SCORES_TYPE, evidence, stack.descriptor)
+
+    def progress(exam: Exam, done: int, total: int) -> None:
+        text = f"examining {stack.label} on {exam.name}: {done}/{total}"
+        reporter.event({"event": "examining", "text": text, "last": done == total})
+
+    return run(
+        exams,
+        lambda: StackExaminee(compile_stack(store, stack)),
+        cached=cached,
+        record=record,
+        progress=progress,
+    )
+
+
+def _key(exam: Exam) -> tuple[str, str, int]:
+    return exam.digest, exam.spec.scorer, exam.spec.max_new_tokens
+
+
+def parent_of(store: Store, stack: ResolvedStack) -> ResolvedStack | None:
+    """The stack without its top layer; None for a bare base."""
+    if not stack.layers:
+        return None
+    beneath: tuple[StackedLayer, ...] = stack.config.layers[:-1]
+    descriptor = store.put_stack(stack.config.base, beneath)
+    return of_descriptor(store, descriptor, label=f"{stack.label}~1", force=True)
+
+
+def examine_stack(
+    store: Store,
+    text: str,
+    reporter: Reporter,
+    *,
+    against: str | None = None,
+    files: Sequence[str] = (),
+    fresh: bool = False,
+) -> Examination:
+    """Every exam of every layer and of `files`, compared with the parent or `against`."""
+    stack = resolve(store, text)
+    other = resolve(store, against) if against else parent_of(store, stack)
+    exams = carried(store, stack.layers) + [exam for f in files for exam in from_file(f)]
+    results = sit(store, stack, exams, reporter, fresh=fresh)
+    before = sit(store, other, exams, reporter, fresh=fresh) if other else []
+    inherited = exams if against else carried(store, stack.layers[:-1])
+    return _examination(stack, results, before, inherited, other)
+
+
+def examine_for_gate(
+    store: Store,
+    stack: ResolvedStack,
+    beneath: ResolvedStack | None,
+    name: str,
+    reporter: Reporter,
+) -> Examination:
+    """Everything the gate needs to let `name` move to `stack`.
+
+    Inherited are the exams of the stack beneath, compared with it, and the exams of the stack
+    that the name points at now, compared with that one.
+    """
+    previous = current(store, name)
+    own = carried(store, stack.layers)
+    results = sit(store, stack, own, reporter)
+    beneath = beneath or parent_of(store, stack)
+    before = sit(store, beneath, own, reporter) if beneath else []
+    inherited = carried(store, beneath.layers) if beneath else []
+    examination = _examination(stack, results, before, inherited, beneath, previous)
+    if previous is None or previous in (stack.digest, beneath.digest if beneath else None):
+        return examination
+    replaced = of_descriptor(store, store.describe(previous), label=name, force=True)
+    theirs = carried(store, replaced.layers)
+    now = sit(store, stack, theirs, reporter)
+    then = sit(store, replaced, theirs, reporter)
+    return _joined(examination, now, then, [*inherited, *theirs])
+
+
+def current(store: Store, name: str) -> str | None:
+    """Digest of the stack that a name points at now, None where there is none."""
+    try:
+        return store.resolve(Name(name)).digest
+    except UnknownNameError:
+        return None
+
+
+def _examination(
+    stack: ResolvedStack,
+    results: Sequence[ExamResult],
+    before: Sequence[ExamResult],
+    inherited: Sequence[Exam],
+    other: ResolvedStack | None,
+    previous: str | None = None,
+) -> Examination:
+    found = comparisons(before, results)
+    return Examination(
+        stack=stack.digest,
+        label=stack.label,
+        results=tuple(results),
+        comparisons=found,
+        verdict=_judge(found, inherited, before, results),
+        compared_with=other.digest if other else None,
+        previous=previous,
+    )
+
+
+def _joined(
+    first: Examination,
+    now: Sequence[ExamResult],
+    then: Sequence[ExamResult],
+    inherited: Sequence[Exam],
+) -> Examination:
+    """The same examination with the comparisons against the replaced stack added."""
+    found = (*first.comparisons, *comparisons(then, now))
+    keys = {result.exam.key for result in first.results}
+    return Examination(
+        stack=first.stack,
+        label=first.label,
+        results=(*first.results, *(r for r in now if r.exam.key not in keys)),
+        comparisons=found,
+        verdict=_judge(found, inherited, then, (*first.results, *now)),
+        compared_with=first.compared_with,
+        previous=first.previous,
+    )
+
+
+def _judge(
+    found: Sequence[Comparison],
+    inherited: Sequence[Exam],
+    before: Sequence[ExamResult],
+    after: Sequence[ExamResult],
+) -> Verdict:
+    wanted = {(exam.digest, exam.name) for exam in inherited}
+    compared = {(c.exam_digest, c.exam) for c in found}
+    sat = {result.exam.key for result in after}
+    return verdict(
+        [c for c in found if (c.exam_digest, c.exam) in wanted],
+        own=[c for c in found if (c.exam_digest, c.exam) not in wanted],
+        unexamined=[
+            Unexamined(exam=exam.name, layer=exam.layer, exam_digest=exam.digest)
+            for exam in inherited
+            if exam.key not in sat or (before and (exam.digest, exam.name) not in compared)
+        ],
+    )
+
+
+def matrix_of(store: Store, stacks: Sequence[ResolvedStack], reporter: Reporter) -> Matrix:
+    """Every stack on every exam that any of them carries."""
+    exams = [exam for stack in stacks for exam in carried(store, stack.layers)]
+    rows = [(stack.label, sit(store, stack, exams, reporter)) for stack in stacks]
+    return matrix(rows, exams)

@@ -1,0 +1,369 @@
+"""`lamina train`: data -> tokens -> training -> layer -> store -> stack -> exam -> gate -> name."""
+
+import platform
+import resource
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lamina.bases import families
+from lamina.core.errors import LaminaError, UsageError
+from lamina.core.manifests import (
+    COST_TYPE,
+    JSON_TYPE,
+    JSONL_TYPE,
+    SAFETENSORS_TYPE,
+    CostEvidence,
+    DataFingerprint,
+    Descriptor,
+    ExamSpec,
+    LayerConfig,
+    StackedLayer,
+)
+from lamina.core.names import LATEST, Name, parse_name
+from lamina.core.recipe import Recipe
+from lamina.core.report import Reporter
+from lamina.core.version import __version__
+from lamina.data.example import Example
+from lamina.data.exams import default_scorers
+from lamina.data.provenance import content_digest
+from lamina.data.read import read
+from lamina.data.split import split
+from lamina.flows import runs
+from lamina.flows.examine import Examination, exam_of, examine_for_gate, keep_private
+from lamina.flows.naming import name_stack
+from lamina.lowrank import codec
+from lamina.stack.compile import Compiled, compile_stack
+from lamina.stack.resolve import ResolvedStack, of_descriptor, resolve
+from lamina.store.layout import Store
+from lamina.tokens.mask import EncodeReport, encode_all
+from lamina.train.events import EventLog
+from lamina.train.loop import Job, Outcome, train
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `lamina train` was asked to do."""
+
+    on: str
+    data: Sequence[str]
+    name: str
+    recipe: Recipe
+    format: str | None = None
+    skip_bad: bool = False
+    private: bool = False
+    licence: str | None = None
+    author: str | None = None
+    exam_files: Sequence[str] = ()
+    accept_regression: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What came of a run."""
+
+    layer: Descriptor
+    config: LayerConfig
+    stack: ResolvedStack
+    name: Name | None
+    cost: CostEvidence
+    examination: Examination
+
+
+def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run:
+    """Read and split the data, write the run's folder. Nothing is trained yet.
+
+    Raises DataError listing every bad row, UnknownNameError, UsageError.
+    """
+    name = parse_name(request.name)
+    if name.tag != LATEST or name.name in store.bases():
+        raise UsageError(
+            f"--as {request.name}: give a plain name that is no base",
+            hint="versions are counted by lamina: --as support makes support:v1, support:v2, …",
+        )
+    beneath = resolve(store, request.on, force=request.force)
+    dataset = read(
+        request.data,
+        format=request.format,
+        skip_bad=request.skip_bad,
+        licence=request.licence,
+    )
+    for fault in dataset.bad:
+        reporter.say(f"skipped {fault.file}:{fault.line}: {fault.reason}")
+    parts = split(dataset.examples, request.recipe.held_out, request.recipe.held_out_max)
+    reporter.say(
+        f"{len(dataset.examples)} rows ({dataset.format}): {len(parts.train)} to train on, "
+        f"{len(parts.held_out)} held out"
+        + (f", {dataset.duplicates} duplicates left out" if dataset.duplicates else "")
+    )
+    exams = _exams(request, name.name, parts.held_out)
+    spec = runs.RunSpec(
+        id=runs.new_id(name.name),
+        created=runs.now().isoformat(),
+        name=name.name,
+        on=request.on,
+        stack=beneath.digest,
+        recipe=request.recipe,
+        format=dataset.format,
+        files=dataset.files,
+        sources=tuple(str(Path(s).absolute()) if Path(s).exists() else s for s in request.data),
+        duplicates=dataset.duplicates,
+        skipped=len(dataset.bad),
+        licence=dataset.licence,
+        author=request.author,
+        exams=tuple(exam for exam, _ in exams),
+        accept_regression=request.accept_regression,
+        force=request.force,
+    )
+    return runs.create(store, spec, parts.train, parts.held_out, [data for _, data in exams])
+
+
+def _exams(
+    request: Request, name: str, held_out: Sequence[Example]
+) -> list[tuple[ExamSpec, bytes]]:
+    """The layer's own exam, one spec a scorer, from held-out rows and --exam files."""
+    sources: list[tuple[str, Sequence[Example]]] = [(name, held_out)] if held_out else []
+    for file in request.exam_files:
+        sources.append((f"{name}.{_slug(Path(file).stem)}", read([file]).examples))
+    result = []
+    for exam_name, examples in sources:
+        for scorer in request.recipe.exams or default_scorers(examples):
+            result.append(exam_of(exam_name, scorer, examples, private=request.private))
+    return result
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in text.lower()).strip("-") or "exam"
+
+
+def execute(
+    store: Store,
+    run: runs.Run,
+    reporter: Reporter,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Learned:
+    """Train a prepared run to its end, wherever it stands, and land, examine and name the result.
+
+    Every stage can be killed and taken up again: what is already done is found by digest.
+    Raises TrainInterrupted, TrainError, GateError (the layer is kept, the name is not moved).
+    """
+    with run.lock():
+        done = run.result
+        if done is not None and done.name is not None:
+            raise UsageError(
+                f"run {run.id} is finished: {done.name}", hint=f"lamina show {done.name}"
+            )
+        spec = run.spec
+        if done is not None:  # landed earlier; only the gate is left
+            layer = store.describe(done.layer)
+            stack = of_descriptor(store, store.describe(done.stack), label=spec.name)
+        else:
+            layer, stack = _train_and_land(store, run, spec, reporter, should_stop)
+            run.finish(runs.RunResult(layer=layer.digest, stack=stack.digest, name=None))
+        return _examine_and_name(store, run, spec, layer, stack, reporter)
+
+
+def _train_and_land(
+    store: Store,
+    run: runs.Run,
+    spec: runs.RunSpec,
+    reporter: Reporter,
+    should_stop: Callable[[], bool],
+) -> tuple[Descriptor, ResolvedStack]:
+    beneath = of_descriptor(store, store.describe(spec.stack), label=spec.on, force=spec.force)
+    reporter.say(f"folding {len(beneath.layers)} layers into a copy of the base")
+    compiled = compile_stack(store, beneath)
+    try:
+        job, counts = job_of(run, spec, compiled)
+    except LaminaError:
+        if not (run.directory / runs.EVENTS).exists():
+            shutil.rmtree(run.directory)  # nothing was trained; the request itself was wrong
+        raise
+    _say_counts(counts, reporter)
+    events = EventLog(run.directory / runs.EVENTS, reporter.event)
+    outcome = train(job, events, should_stop)
+    return land(store, run, spec, compiled, outcome, counts)
+
+
+def job_of(run: runs.Run, spec: runs.RunSpec, compiled: Compiled) -> tuple[Job, EncodeReport]:
+    """A run's rows encoded for its base. Raises DataError, UsageError for unknown targets."""
+    recipe = spec.recipe
+    train_set = encode_all(
+        run.rows(runs.TRAIN_ROWS),
+        compiled.format,
+        max_length=recipe.max_length,
+        overlong=recipe.overlong,
+    )
+    looked_at = run.rows(runs.HELD_ROWS)[: recipe.eval_rows]
+    eval_set = encode_all(
+        looked_at, compiled.format, max_length=recipe.max_length, overlong="truncate"
+    )
+    job = Job(
+        model=compiled.model,
+        linears=families.select(compiled.linears, recipe.targets),
+        rows=train_set.rows,
+        eval_rows=eval_set.rows,
+        recipe=recipe,
+        pad_id=compiled.pad_id,
+        directory=run.directory,
+        resume_with=f"lamina train --resume {run.id}",
+    )
+    return job, train_set.report
+
+
+def _say_counts(counts: EncodeReport, reporter: Reporter) -> None:
+    reporter.say(f"{counts.tokens} tokens, {counts.supervised_tokens} of them supervised")
+    if counts.overlong:
+        reporter.say(
+            f"{counts.overlong} rows are longer than max_length: {counts.windows} windows, "
+            f"{counts.lost} rows left without a label"
+        )
+
+
+# -- landing -------------------------------------------------------------------------------------
+
+
+def land(
+    store: Store,
+    run: runs.Run,
+    spec: runs.RunSpec,
+    compiled: Compiled,
+    outcome: Outcome,
+    counts: EncodeReport,
+) -> tuple[Descriptor, ResolvedStack]:
+    """Put the layer, its stack and its cost into the store."""
+    config, blobs = layer_object(store, run, spec, compiled, outcome, counts)
+    layer = store.put_layer(config, blobs)
+    beneath = compiled.stack
+    stacked = (*beneath.config.layers, StackedLayer(layer=layer.digest))
+    stack = store.put_stack(beneath.config.base, stacked)
+    cost = cost_of(outcome, compiled, sum(b.size for b in blobs if b.mediaType == SAFETENSORS_TYPE))
+    store.put_evidence(COST_TYPE, cost, layer)
+    return layer, of_descriptor(store, stack, label=spec.name, force=spec.force)
+
+
+def layer_object(
+    store: Store,
+    run: runs.Run,
+    spec: runs.RunSpec,
+    compiled: Compiled,
+    outcome: Outcome,
+    counts: EncodeReport,
+) -> tuple[LayerConfig, list[Descriptor]]:
+    """The layer's config and payload blobs: a pure function of the work, hence reproducible."""
+    recipe = outcome.recipe
+    base = compiled.stack.base_config.identity
+    modules = tuple(sorted(outcome.factors))
+    config_bytes, weight_bytes = codec.encode(
+        outcome.factors,
+        rank=recipe.rank,
+        alpha=recipe.alpha_value,
+        scaling=recipe.scaling,
+        target_modules=families.target_modules(compiled.linears, modules),
+        base=base,
+    )
+    train_rows = run.rows(runs.TRAIN_ROWS)
+    config = LayerConfig(
+        name=spec.name,
+        base=base,
+        parents=compiled.stack.config.layers,
+        rank=recipe.rank,
+        alpha=recipe.alpha_value,
+        scaling=recipe.scaling,
+        modules=modules,
+        parameters=sum(f.parameters for f in outcome.factors.values()),
+        recipe=recipe,
+        data=DataFingerprint(
+            content=content_digest(train_rows),
+            rows=len(train_rows),
+            tokens=counts.tokens,
+            supervised_tokens=counts.supervised_tokens,
+            files=spec.files,
+            format=spec.format,
+            held_out_rows=len(run.rows(runs.HELD_ROWS)),
+            duplicates=spec.duplicates,
+            skipped=spec.skipped,
+            overlong=counts.overlong,
+            licence=spec.licence,
+        ),
+        exams=spec.exams,
+        licence=spec.licence,
+        author=spec.author,
+    )
+    blobs = [
+        store.put_bytes(config_bytes, JSON_TYPE, title=codec.CONFIG_FILE),
+        store.put_bytes(weight_bytes, SAFETENSORS_TYPE, title=codec.WEIGHTS_FILE),
+    ]
+    for index, exam in enumerate(spec.exams):
+        data = run.exam_bytes(index)
+        if exam.private:
+            keep_private(store, data)
+        else:
+            blobs.append(store.put_bytes(data, JSONL_TYPE, title=f"exam-{index}.jsonl"))
+    return config, blobs
+
+
+def cost_of(outcome: Outcome, compiled: Compiled, layer_bytes: int) -> CostEvidence:
+    """What the run took, as measured."""
+    progress = outcome.progress
+    parameters = compiled.model.parameters()
+    return CostEvidence(
+        created=runs.now().isoformat(),
+        seconds=round(progress.seconds, 2),
+        steps=progress.step,
+        best_step=progress.best_step,
+        tokens=progress.tokens,
+        tokens_per_second=round(progress.tokens / max(progress.seconds, 1e-9), 1),
+        peak_bytes=peak_bytes(),
+        loss_before=progress.first_loss,
+        loss_after=progress.best_loss,
+        hardware=f"{platform.machine()} {platform.system()}, {torch.get_num_threads()} threads",
+        versions={
+            "lamina": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        layer_bytes=layer_bytes,
+        base_bytes=sum(p.numel() * p.element_size() for p in parameters),
+    )
+
+
+def peak_bytes() -> int:
+    """Peak resident set of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+# -- exam, gate, name ------------------------------------------------------------------------------
+
+
+def _examine_and_name(
+    store: Store,
+    run: runs.Run,
+    spec: runs.RunSpec,
+    layer: Descriptor,
+    stack: ResolvedStack,
+    reporter: Reporter,
+) -> Learned:
+    beneath = of_descriptor(store, store.describe(spec.stack), label=spec.on, force=spec.force)
+    examination = examine_for_gate(store, stack, beneath, spec.name, reporter)
+    version = name_stack(
+        store,
+        stack,
+        Name(spec.name),
+        examination,
+        override=spec.accept_regression,
+        author=spec.author,
+        retry_with=f'lamina train --resume {run.id} --accept-regression "why"',
+    )
+    name = Name(spec.name).at_version(version)
+    run.finish(runs.RunResult(layer=layer.digest, stack=stack.digest, name=str(name)))
+    store.remove_root(layer.digest)  # the named stack keeps it from here on
+    cost = store.evidence(layer.digest, COST_TYPE, CostEvidence)[-1]
+    config = stack.layers[-1].config
+    return Learned(layer, config, stack, name, cost, examination)

@@ -1,0 +1,136 @@
+"""`lamina reproduce`: train a layer again from what it carries, and compare digests."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lamina.core.digest import short
+from lamina.core.errors import CheckError, UsageError
+from lamina.core.manifests import COST_TYPE, LAYER_TYPE, CostEvidence
+from lamina.core.report import Reporter
+from lamina.data.provenance import content_digest
+from lamina.data.read import read
+from lamina.data.split import split
+from lamina.flows import runs
+from lamina.flows.learn import job_of, layer_object
+from lamina.stack.compile import compile_stack
+from lamina.stack.resolve import ResolvedLayer, of_descriptor, resolve
+from lamina.store.layout import Store
+from lamina.train.events import EventLog
+from lamina.train.loop import train
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """Two digests, and the held-out losses to judge by when they differ."""
+
+    layer: str
+    again: str
+    loss: float | None
+    loss_again: float | None
+
+    @property
+    def equal(self) -> bool:
+        """The layer came out the same to the byte."""
+        return self.layer == self.again
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "layer": self.layer,
+            "again": self.again,
+            "equal": self.equal,
+            "loss": self.loss,
+            "loss_again": self.loss_again,
+        }
+
+    def render(self) -> str:
+        """For people."""
+        if self.equal:
+            return f"reproduced: {self.layer}"
+        return (
+            f"not reproduced: {self.layer}\n         now: {self.again}\n"
+            f"held-out loss then {self.loss}, now {self.loss_again}\n"
+            "Another kind of machine, thread count or library version rounds differently."
+        )
+
+
+def reproduce(
+    store: Store,
+    text: str,
+    data: Sequence[str],
+    reporter: Reporter,
+    should_stop: Callable[[], bool],
+) -> Reproduction:
+    """Train the top layer of the stack that `text` means once more.
+
+    Raises UsageError for an imported layer, CheckError when the data is not the layer's data.
+    """
+    stack = resolve(store, text, force=True)
+    if not stack.layers:
+        raise UsageError(f"{text} is a base; name a layer or a stack with one on top")
+    layer = stack.layers[-1]
+    config = layer.config
+    if config.recipe is None or config.data is None:
+        raise UsageError(f"{config.name} was imported: it carries no recipe")
+    sources = list(data) or _where_it_lay(store, layer)
+    dataset = read(sources, format=config.data.format, skip_bad=config.data.skipped > 0)
+    parts = split(dataset.examples, config.recipe.held_out, config.recipe.held_out_max)
+    if content_digest(parts.train) != config.data.content:
+        raise CheckError(
+            f"these rows are not the ones that {config.name} learned from",
+            faults=[
+                f"layer: {config.data.rows} rows, {short(config.data.content)}",
+                f"given: {len(parts.train)} rows, {short(content_digest(parts.train))}",
+                *(f"was {f.name} {f.sha256}" for f in config.data.files),
+            ],
+            hint="give the layer's own files with --data",
+        )
+    beneath = of_descriptor(
+        store, store.put_stack(config.base, config.parents), label=text, force=True
+    )
+    spec = runs.RunSpec(
+        id=runs.new_id(f"reproduce-{config.name}"),
+        created=runs.now().isoformat(),
+        name=config.name,
+        on=text,
+        stack=beneath.digest,
+        recipe=config.recipe,
+        format=config.data.format,
+        files=config.data.files,
+        sources=tuple(sources),
+        duplicates=config.data.duplicates,
+        skipped=config.data.skipped,
+        licence=config.data.licence,
+        author=config.author,
+        exams=(),
+    )
+    run = runs.create(store, spec, parts.train, parts.held_out, ())
+    try:
+        compiled = compile_stack(store, beneath)
+        job, counts = job_of(run, spec, compiled)
+        outcome = train(job, EventLog(None, reporter.event), should_stop)
+        again, blobs = layer_object(store, run, spec, compiled, outcome, counts)
+        # exams travel as they are: they are cut by hash, not trained
+        again = again.model_copy(update={"exams": config.exams})
+        exams = [b for b in layer.manifest.layers if b.title.startswith("exam-")]
+        digest = store.put_object(LAYER_TYPE, again, [*blobs, *exams]).digest
+    finally:
+        shutil.rmtree(run.directory, ignore_errors=True)
+    costs = store.evidence(layer.digest, COST_TYPE, CostEvidence)
+    loss = costs[-1].loss_after if costs else None
+    return Reproduction(layer.digest, digest, loss, outcome.progress.best_loss)
+
+
+def _where_it_lay(store: Store, layer: ResolvedLayer) -> list[str]:
+    """The data's place on this machine, if the layer was trained here."""
+    for run in reversed(runs.all_runs(store)):
+        result = run.result
+        if result is not None and result.layer == layer.digest:
+            return list(run.spec.sources)
+    raise UsageError(
+        f"{layer.config.name} was not trained on this machine",
+        hint="give its files with --data: "
+        + ", ".join(f.name for f in (layer.config.data.files if layer.config.data else ())),
+    )

@@ -1,0 +1,196 @@
+"""A training run on disk: all it needs to start, go on after a kill, or be looked at.
+
+A run's folder (`<store>/runs/<id>`) appears whole, with its rows inside, so that resuming never
+depends on a user's file staying as it was::
+
+    run.json         RunSpec
+    train.jsonl      training rows          held.jsonl   held-out rows
+    exam-<n>.jsonl   questions              events.jsonl, state.safetensors   while it trains
+    result.json      RunResult, once the layer has landed
+
+When the layer has landed, rows and state are deleted; the record stays.
+"""
+
+import contextlib
+import datetime
+import json
+import secrets
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lamina.core.digest import Digest
+from lamina.core.errors import StoreBusyError, UnknownNameError, UsageError
+from lamina.core.files import atomic_directory, atomic_write
+from lamina.core.manifests import ExamSpec, SourceFile
+from lamina.core.recipe import Recipe
+from lamina.core.values import Value
+from lamina.data.example import Example
+from lamina.store.layout import Store
+
+SPEC, RESULT, EVENTS = "run.json", "result.json", "events.jsonl"
+TRAIN_ROWS, HELD_ROWS = "train.jsonl", "held.jsonl"
+
+
+class RunSpec(Value):
+    """What a run was asked to do."""
+
+    id: str
+    created: str
+    name: str
+    """Name that the stack gets."""
+    on: str
+    """What the user called the stack beneath."""
+    stack: Digest
+    """The stack beneath."""
+    recipe: Recipe
+    format: str
+    files: tuple[SourceFile, ...]
+    sources: tuple[str, ...]
+    """Where the data lay on this machine; stays in the run, never in the layer."""
+    duplicates: int
+    skipped: int
+    licence: str | None = None
+    author: str | None = None
+    exams: tuple[ExamSpec, ...]
+    accept_regression: str | None = None
+    force: bool = False
+
+
+class RunResult(Value):
+    """What a run made."""
+
+    layer: Digest
+    stack: Digest
+    name: str | None = None
+    """`name:vN`; None while the gate says no."""
+
+
+class Run:
+    """One run's folder."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @property
+    def id(self) -> str:
+        """Folder name."""
+        return self.directory.name
+
+    @property
+    def spec(self) -> RunSpec:
+        """The request. Raises UsageError when the file is damaged."""
+        return RunSpec.parse((self.directory / SPEC).read_bytes(), f"run {self.id}")
+
+    @property
+    def result(self) -> RunResult | None:
+        """The result, None while unfinished."""
+        path = self.directory / RESULT
+        return RunResult.parse(path.read_bytes(), f"run {self.id}") if path.exists() else None
+
+    def rows(self, file: str) -> tuple[Example, ...]:
+        """The training or held-out rows."""
+        text = (self.directory / file).read_text(encoding="utf-8")
+        return tuple(Example.from_json(json.loads(line)) for line in text.splitlines())
+
+    def exam_bytes(self, index: int) -> bytes:
+        """Questions of the n-th exam."""
+        return (self.directory / f"exam-{index}.jsonl").read_bytes()
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """What has been said so far; a torn last line is left out."""
+        path = self.directory / EVENTS
+        if not path.exists():
+            return
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                yield json.loads(line)
+
+    def accept_regression(self, why: str) -> None:
+        """Record, after the fact, that the gate may be overridden, and why."""
+        spec = self.spec.model_copy(update={"accept_regression": why})
+        atomic_write(self.directory / SPEC, spec.to_bytes())
+
+    def finish(self, result: RunResult) -> None:
+        """Record the result, then drop rows and state."""
+        atomic_write(self.directory / RESULT, result.to_bytes())
+        for path in self.directory.iterdir():
+            if path.name not in (SPEC, RESULT, EVENTS, "lock"):
+                path.unlink()
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run; a second process that tries is refused at once (StoreBusyError)."""
+        lock = FileLock(self.directory / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise StoreBusyError(
+                f"run {self.id} is being trained by another process",
+                hint="wait for it, or stop it first",
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def create(
+    store: Store,
+    spec: RunSpec,
+    train: Sequence[Example],
+    held: Sequence[Example],
+    exams: Sequence[bytes],
+) -> Run:
+    """Write a run's folder, whole or not at all."""
+    directory = store.runs_dir / spec.id
+    with atomic_directory(directory) as work:
+        (work / TRAIN_ROWS).write_text(_jsonl(train), encoding="utf-8")
+        (work / HELD_ROWS).write_text(_jsonl(held), encoding="utf-8")
+        for index, data in enumerate(exams):
+            (work / f"exam-{index}.jsonl").write_bytes(data)
+        (work / SPEC).write_bytes(spec.to_bytes())
+    return Run(directory)
+
+
+def _jsonl(examples: Sequence[Example]) -> str:
+    return "".join(json.dumps(example.to_json()) + "\n" for example in examples)
+
+
+def new_id(name: str) -> str:
+    """`20260102-030405-support-1a2b`: sorts by time, tells what it is."""
+    return f"{now():%Y%m%d-%H%M%S}-{name}-{secrets.token_hex(2)}"
+
+
+def now() -> datetime.datetime:
+    """The time, UTC, whole seconds."""
+    return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+
+
+def all_runs(store: Store) -> list[Run]:
+    """Every run, oldest first."""
+    if not store.runs_dir.exists():
+        return []
+    return [Run(p.parent) for p in sorted(store.runs_dir.glob(f"*/{SPEC}"))]
+
+
+def find(store: Store, run_id: str | None) -> Run:
+    """The run with this id or a unique part of it; without one, the newest unfinished.
+
+    Raises UnknownNameError, UsageError when several match.
+    """
+    runs = all_runs(store)
+    if run_id is None:
+        open_runs = [run for run in runs if run.result is None]
+        if not open_runs:
+            raise UnknownNameError("no run is waiting to be resumed", hint="start: lamina train …")
+        return open_runs[-1]
+    found = [run for run in runs if run_id in run.id]
+    exact = [run for run in found if run.id == run_id]
+    if len(exact or found) == 1:
+        return (exact or found)[0]
+    if not found:
+        raise UnknownNameError(f"no run {run_id!r}", hint="see: lamina runs")
+    raise UsageError(f"{run_id!r} means several runs", faults=[run.id for run in found])

@@ -1,0 +1,42 @@
+"""`lamina tag`: examine a stack against what the name points at, and move the name."""
+
+from typing import Any
+
+from lamina.core.digest import short
+from lamina.core.errors import UsageError
+from lamina.core.names import LATEST, parse_name
+from lamina.core.report import Reporter
+from lamina.flows.examine import examine_for_gate
+from lamina.flows.naming import name_stack
+from lamina.stack.resolve import resolve
+from lamina.store.layout import Store
+
+
+def tag(
+    store: Store,
+    text: str,
+    name_text: str,
+    reporter: Reporter,
+    *,
+    override: str | None,
+    author: str | None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Point a name at a stack through the gate. Raises GateError, UsageError, StoreError."""
+    name = parse_name(name_text)
+    if name.tag != LATEST or name.name in store.bases():
+        raise UsageError(
+            f"{name_text}: give a plain name that is no base; versions are counted by lamina"
+        )
+    stack = resolve(store, text, force=force)
+    examination = examine_for_gate(store, stack, None, name.name, reporter)
+    version = name_stack(
+        store,
+        stack,
+        name,
+        examination,
+        override=override or ("--force: layers put where they were not trained" if force else None),
+        author=author,
+        retry_with=f'lamina tag @{short(stack.digest)} {name} --accept-regression "why"',
+    )
+    return {"name": str(name.at_version(version)), "stack": stack.digest}

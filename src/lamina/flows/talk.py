@@ -1,0 +1,75 @@
+"""`lamina chat`: a conversation with a stack, with a KV cache that outlives the turn."""
+
+from collections.abc import Iterator
+
+from lamina.bases.sample import Sampling, Stream
+from lamina.data.example import Message
+from lamina.stack.compile import Compiled, compile_stack
+from lamina.stack.resolve import resolve
+from lamina.store.layout import Store
+from lamina.tokens.stream import StreamDecoder
+
+
+class Conversation:
+    """History plus the stack that answers next."""
+
+    def __init__(
+        self,
+        store: Store,
+        stack: str,
+        *,
+        system: str | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        max_tokens: int = 512,
+    ) -> None:
+        self._store = store
+        self._sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+        self._max_tokens = max_tokens
+        self._system = (Message(role="system", content=system),) if system else ()
+        self.history: tuple[Message, ...] = self._system
+        self.switch(stack)
+
+    def switch(self, stack: str) -> None:
+        """Go on with another stack; the history stays, the cache does not."""
+        self._compiled: Compiled = compile_stack(self._store, resolve(self._store, stack))
+        self._stream = Stream(self._compiled.model)
+
+    @property
+    def digest(self) -> str:
+        """The answering stack's digest."""
+        return self._compiled.stack.digest
+
+    def reset(self) -> None:
+        """Forget the conversation, keep the system message."""
+        self.history = self._system
+
+    def ask(self, text: str) -> Iterator[str]:
+        """Stream the answer in pieces of text; afterwards both turns are in the history.
+
+        When the caller stops early, what was said so far is the turn.
+        """
+        turns = (*self.history, Message(role="user", content=text))
+        format_ = self._compiled.format
+        decoder = StreamDecoder(format_.tokenizer, format_.stop_strings)
+        said: list[str] = []
+        try:
+            for token in self._stream.tokens(
+                format_.prompt_ids(turns, ()),
+                max_new_tokens=self._max_tokens,
+                stop_ids=format_.stop_ids,
+                sampling=self._sampling,
+            ):
+                piece, ended = decoder.push(token)
+                if piece:
+                    said.append(piece)
+                    yield piece
+                if ended:
+                    break
+            rest = decoder.flush()
+            if rest:
+                said.append(rest)
+                yield rest
+        finally:
+            self.history = (*turns, Message(role="assistant", content="".join(said)))
