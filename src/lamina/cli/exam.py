@@ -1,0 +1,50 @@
+"""`lamina exam`: examine a stack."""
+
+from typing import Annotated
+
+import typer
+
+from lamina.cli import environment, options
+from lamina.cli.display import Terminal
+from lamina.cli.output import print_json, print_text
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("exam", no_args_is_help=True)(exam)
+
+
+def exam(
+    stack: options.Stack,
+    exam: Annotated[
+        list[str] | None,
+        typer.Option("--exam", metavar="FILE", help="Questions of your own; repeat."),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against", metavar="STACK", help="Compare with this stack (default: the parent)."
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Ask again instead of using recorded results.")
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Run the exams of every layer in a stack and compare with its parent, question by question.
+
+    \b
+    lamina exam agent
+    lamina exam agent --against agent:v1 --exam my_questions.jsonl
+
+    Intervals are 95%. Results are recorded, so the same exam of the same stack runs once.
+    """
+    from lamina.flows.examine import examine_stack
+
+    examination = examine_stack(
+        environment.open_store(), stack, Terminal(), against=against, files=exam or [], fresh=fresh
+    )
+    if json:
+        print_json(examination.to_json())
+    else:
+        print_text(examination.render())

@@ -1,0 +1,218 @@
+"""`lamina train`: train a layer over a stack."""
+
+import json as json_module
+import signal
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lamina.cli import environment, options
+from lamina.cli.display import Terminal
+from lamina.cli.output import print_json, print_text
+from lamina.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from lamina.core.recipe import Recipe
+    from lamina.flows.learn import Learned
+
+RECIPE = "Recipe (each overrides --recipe)"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("train", no_args_is_help=True)(train)
+
+
+def train(
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="FILE", help="Rows to learn from; repeat for more files."),
+    ] = None,
+    on: Annotated[
+        str | None, typer.Option("--on", metavar="STACK", help="Stack or base to train over.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--as", metavar="NAME", help="Name of the stack that comes out.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="Recipe file (TOML or JSON).")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(rich_help_panel=RECIPE)] = None,
+    lr: Annotated[float | None, typer.Option(rich_help_panel=RECIPE)] = None,
+    epochs: Annotated[float | None, typer.Option(rich_help_panel=RECIPE)] = None,
+    steps: Annotated[int | None, typer.Option(rich_help_panel=RECIPE)] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Fit the run into this time.", rich_help_panel=RECIPE)
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Linears to train on, such as q_proj; repeat. Default: all.",
+            rich_help_panel=RECIPE,
+        ),
+    ] = None,
+    scaling: Annotated[
+        str | None, typer.Option(help="lora or rslora.", rich_help_panel=RECIPE)
+    ] = None,
+    batch_tokens: Annotated[int | None, typer.Option(rich_help_panel=RECIPE)] = None,
+    max_length: Annotated[int | None, typer.Option(rich_help_panel=RECIPE)] = None,
+    overlong: Annotated[
+        str | None,
+        typer.Option(help="Longer rows: split, truncate or refuse.", rich_help_panel=RECIPE),
+    ] = None,
+    held_out: Annotated[
+        float | None,
+        typer.Option(help="Share of rows kept for the exam.", rich_help_panel=RECIPE),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(rich_help_panel=RECIPE)] = None,
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Scorer of the layer's exam: loss, exact, numeric, choice, tool_call; repeat.",
+            rich_help_panel=RECIPE,
+        ),
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="Data format; detected and stated by default.")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave bad rows out and count them.")
+    ] = False,
+    exam: Annotated[
+        list[str] | None, typer.Option("--exam", help="Further exam questions; repeat.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Withhold the exam's questions from the layer.")
+    ] = False,
+    licence: Annotated[str | None, typer.Option(help="Licence of the data.")] = None,
+    author: options.Author = None,
+    accept_regression: options.AcceptRegression = None,
+    force: options.Force = False,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with a run: its id, or 'last'."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Train a layer over a stack, examine the new stack, and name it if nothing got worse.
+
+    \b
+    lamina train --on smollm2-135m --data dolly.jsonl --as assistant
+    lamina train --on assistant --data tools.jsonl --as agent --max-minutes 10
+    lamina train --resume last
+
+    Data: OpenAI chat JSONL (with tools), prompt/completion, Alpaca, ShareGPT, plain text, CSV,
+    parquet, hf:org/name. Some rows are held out by content hash and become the layer's exam.
+    Ctrl-C saves the run and says how to go on.
+    """
+    from lamina.flows import learn, runs
+
+    store, reporter = environment.open_store(), Terminal()
+    if resume is not None:
+        given = {"--data": data, "--on": on, "--as": name, "--recipe": recipe}
+        extra = [option for option, value in given.items() if value]
+        if extra:
+            raise UsageError(f"--resume goes on with a run as it was started, without {extra}")
+        run = runs.find(store, None if resume == "last" else resume)
+        if accept_regression is not None:
+            run.accept_regression(accept_regression)
+    else:
+        missing = [o for o, v in (("--data", data), ("--on", on), ("--as", name)) if not v]
+        if missing or data is None or on is None or name is None:
+            raise UsageError(f"missing {', '.join(missing)}", hint="see: lamina train --help")
+        overrides = {
+            "rank": rank,
+            "lr": lr,
+            "epochs": epochs,
+            "steps": steps,
+            "max_minutes": max_minutes,
+            "targets": target,
+            "scaling": scaling,
+            "batch_tokens": batch_tokens,
+            "max_length": max_length,
+            "overlong": overlong,
+            "held_out": held_out,
+            "seed": seed,
+            "exams": scorer,
+        }
+        request = learn.Request(
+            on=on,
+            data=data,
+            name=name,
+            recipe=read_recipe(recipe, overrides),
+            format=format,
+            skip_bad=skip_bad,
+            private=private,
+            licence=licence,
+            author=author or environment.author(),
+            exam_files=exam or (),
+            accept_regression=accept_regression,
+            force=force,
+        )
+        run = learn.prepare(store, request, reporter)
+    with stop_on_signals() as should_stop:
+        learned = learn.execute(store, run, reporter, should_stop)
+    show(learned, as_json=json)
+
+
+def read_recipe(path: Path | None, overrides: dict[str, Any]) -> "Recipe":
+    """A recipe file with options on top; every fault of both at once. Raises UsageError."""
+    from lamina.core.recipe import Recipe
+
+    fields: dict[str, Any] = {}
+    if path is not None:
+        try:
+            text = path.read_text(encoding="utf-8")
+            fields = json_module.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"recipe {path} cannot be read: {error}") from None
+    fields |= {key: value for key, value in overrides.items() if value is not None}
+    return Recipe.parse(fields, f"recipe {path}" if path else "the recipe")
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """First Ctrl-C or SIGTERM asks for a stop after the step; a second Ctrl-C stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        sys.stderr.write("\nstopping after this step (again to stop at once)\n")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def show(learned: "Learned", *, as_json: bool) -> None:
+    """The end of a run, as JSON or for people."""
+    cost, config = learned.cost, learned.config
+    if as_json:
+        print_json(
+            {
+                "layer": learned.layer.digest,
+                "stack": learned.stack.digest,
+                "name": str(learned.name) if learned.name else None,
+                "metrics": learned.examination.to_json(),
+                "cost": cost.model_dump(mode="json"),
+            }
+        )
+        return
+    minutes, smaller = cost.seconds / 60, cost.base_bytes / max(cost.layer_bytes, 1)
+    print_text(learned.examination.render())
+    print_text(
+        f"{learned.name} · layer @{learned.layer.digest[7:19]} · {config.parameters:,} parameters, "
+        f"{cost.layer_bytes / 1e6:.1f} MB ({smaller:.0f} times smaller than the base) · "
+        f"{minutes:.1f} minutes, {cost.tokens_per_second:.0f} tokens/s\n"
+        f"next: lamina chat {config.name}"
+    )
