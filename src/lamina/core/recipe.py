@@ -36,7 +36,7 @@ class Recipe(Value):
     stop_after: Annotated[int, Field(ge=1)] | None = None
     """Stop at this step although the schedule is longer (a run cut short by its time limit)."""
     max_minutes: Annotated[float, Field(gt=0)] | None = None
-    """Plan the steps to fit this many minutes of training; resolved into `steps` when trained."""
+    """Use this many minutes of training, at most; resolved into `steps` when trained."""
     batch_tokens: Annotated[int, Field(ge=16)] = 2048
     """Tokens in one optimiser step, padding included."""
     max_length: Annotated[int, Field(ge=16)] = 1024
@@ -47,6 +47,12 @@ class Recipe(Value):
     """Share of the steps in which the learning rate rises linearly; then cosine."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     """The same in steps; wins over `warmup`. Set when a time limit resolved the steps."""
+    schedule: Literal["cosine", "trapezoid"] | None = None
+    """After the warm-up: a cosine down to `final_lr`; or constant, then linear down over the last
+    `decay` share (arXiv:2405.18392), whose length may be decided while it runs. None: trapezoid
+    with `max_minutes`, cosine otherwise."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Share of the steps in which a trapezoid comes down."""
     final_lr: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Learning rate at the end, as a share of the peak."""
     clip: Annotated[float, Field(gt=0)] = 1.0
@@ -74,6 +80,11 @@ class Recipe(Value):
     def alpha_value(self) -> float:
         """alpha with its default filled in."""
         return float(2 * self.rank) if self.alpha is None else self.alpha
+
+    @property
+    def shape(self) -> Literal["cosine", "trapezoid"]:
+        """The schedule with its default filled in."""
+        return self.schedule or ("cosine" if self.max_minutes is None else "trapezoid")
 
     @property
     def scale(self) -> float:

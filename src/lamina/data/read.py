@@ -55,7 +55,8 @@ class _Reading:
     formats: set[str] = field(default_factory=set)
     bad: list[BadRow] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
-    """Faults of whole files."""
+    """Faults of whole sources."""
+    unreadable: int = 0
     rows: int = 0
     duplicates: int = 0
 
@@ -86,8 +87,9 @@ def read(
         try:
             _read_source(source, reading)
         except DataError as error:
+            reading.unreadable += 1
             reading.broken += [f"{source}: {fault}" for fault in error.faults or [error.message]]
-    _raise_faults(reading, skip_bad)
+    _raise_faults(reading, skip_bad, len(given))
     return Dataset(
         examples=tuple(reading.examples.values()),
         files=tuple(reading.files),
@@ -98,20 +100,20 @@ def read(
     )
 
 
-def _raise_faults(reading: _Reading, skip_bad: bool) -> None:
+def _raise_faults(reading: _Reading, skip_bad: bool, sources: int) -> None:
     bad = [] if skip_bad and reading.examples else reading.bad
-    if not bad and not reading.broken:
-        return
-    counts = f"{len(bad)} of {reading.rows} rows cannot be used" if bad else ""
-    files = f"{len(reading.broken)} faults keep whole files from being read"
-    hint = "correct the files named above"
-    if bad and not skip_bad:
+    counts = []
+    if bad:
+        counts.append(f"{len(bad)} of {reading.rows} rows cannot be used")
+    if reading.broken:
+        counts.append(f"{reading.unreadable} of {sources} sources cannot be read")
+    if counts:
         hint = "correct these rows, or leave them out with --skip-bad"
-    raise DataError(
-        "; ".join(part for part in (counts, files if reading.broken else "") if part),
-        faults=[*reading.broken, *map(str, bad)],
-        hint=hint,
-    )
+        raise DataError(
+            "; ".join(counts),
+            faults=[*reading.broken, *map(str, bad)],
+            hint=hint if bad and not skip_bad else "correct what is named above",
+        )
 
 
 def _read_source(source: str | Path, reading: _Reading) -> None:

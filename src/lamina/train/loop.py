@@ -5,6 +5,7 @@ sitting or in ten. Wall-clock time decides only when to write a checkpoint and, 
 has a time limit, the number of steps, which is then fixed in the resolved recipe.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,15 +29,11 @@ from lamina.train.schedule import (
     eval_interval,
     learning_rate,
     planned_steps,
-    steps_in_time,
+    steps_for_time,
     warmup_steps,
 )
 
 CHECKPOINT_SECONDS = 30.0
-PROBE_STEPS = 3
-"""Steps measured before a time limit is turned into a number of steps."""
-LIMITED_WARMUP = 6
-"""Longest warm-up, in steps, of a run with a time limit."""
 OVERTIME = 1.1
 """A run that takes longer than its limit by this factor is cut off."""
 MOST_SKIPPED = 5
@@ -119,21 +116,15 @@ class _Run:
         self.progress = self._initial_progress()
         self.sitting_started = time.perf_counter()
         self.seconds_before = 0.0
-        self.evals_seconds = 0.0
         self.last_save = time.perf_counter()
         self._restore()
 
     def _initial_progress(self) -> checkpoint.Progress:
         planned = planned_steps(self.recipe, len(self._epoch(0)))
-        limited = self.recipe.max_minutes is not None
-        warmup = warmup_steps(self.recipe, planned)
-        if limited and self.recipe.warmup_steps is None:
-            # the first steps are taken before the length is known, so warm-up can't depend on it
-            warmup = min(max(warmup, PROBE_STEPS), LIMITED_WARMUP)
         return checkpoint.Progress(
             step=0,
-            steps=None if limited else planned,
-            warmup=warmup,
+            steps=planned if self.recipe.max_minutes is None else None,
+            warmup=warmup_steps(self.recipe, planned),
             tokens=0,
             skipped_in_row=0,
             seconds=0.0,
@@ -156,7 +147,7 @@ class _Run:
             )
         self.flat.data.copy_(tensors["flat"])
         self.best.copy_(tensors["best"])
-        if self.progress.step:
+        if "adam.step" in tensors:  # there is none before the first step that counts
             self.optimiser.state[self.flat] = {
                 key: tensors[f"adam.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")
             }
@@ -230,9 +221,7 @@ class _Run:
         began = time.perf_counter()
         rows = [self.job.rows[index] for index in self._batch(progress.step)]
         batch = collate(rows, self.job.pad_id)
-        rate = learning_rate(
-            self.recipe, progress.step, progress.steps or 1_000_000_000, progress.warmup
-        )
+        rate = learning_rate(self.recipe, progress.step, progress.steps, progress.warmup)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.attachment.zero_grad()
@@ -268,37 +257,35 @@ class _Run:
             )
 
     def _plan_for_time(self) -> None:
-        """After the probe steps of a time-limited run, fix the number of steps."""
+        """Fix the length of a time-limited run, once the time before its decay is spent."""
         limit = self.recipe.max_minutes
-        if limit is None or self.progress.steps is not None or self.progress.step < PROBE_STEPS:
+        if limit is None or self.progress.steps is not None:
             return
-        train_seconds = self.elapsed() - self.evals_seconds
         at_most = planned_steps(self.recipe, len(self._epoch(0)))
-        # the first step pays for warm-up of caches; held-out losses come on top of each step
-        per_step = train_seconds / self.progress.step
-        every = eval_interval(self.recipe, at_most, self.eval_tokens)
-        per_step += self.evals_seconds / every if self.eval_batches else 0.0
-        left = 60 * limit - self.elapsed() - self.evals_seconds
-        steps = steps_in_time(left, per_step, self.progress.step, at_most)
-        self._update(steps=steps, warmup=min(self.progress.warmup, steps))
-        self.events.emit("planned", steps=steps, at_most=at_most, seconds_per_step=per_step)
+        spent = self.elapsed() / (60 * limit)
+        steps = steps_for_time(self.recipe, self.progress.step, spent, at_most)
+        if steps is not None:
+            self._update(steps=steps)
+            self.events.emit("planned", steps=steps, at_most=at_most)
 
     # -- held-out loss ---------------------------------------------------------------------------
 
     def _eval_due(self) -> bool:
         progress = self.progress
-        if not self.eval_batches or progress.steps is None:
+        if not self.eval_batches:
             return False
-        if progress.step >= progress.steps:
+        if progress.steps is not None and progress.step >= progress.steps:
             return True
-        every = eval_interval(self.recipe, progress.steps, self.eval_tokens)
-        return progress.step > PROBE_STEPS and progress.step % every == 0
+        every = eval_interval(self.recipe, progress.steps or 0, self.eval_tokens)
+        return progress.step % every == 0
 
     def evaluate(self) -> None:
         """Held-out loss; keep the factors when it is the best so far. Without rows: the last."""
-        began = time.perf_counter()
         loss = mean_loss(self.job.model, self.eval_batches) if self.eval_batches else None
         progress = self.progress
+        if loss is not None and not math.isfinite(loss):
+            self._not_finite()
+            return
         best = loss is None or progress.best_loss is None or loss < progress.best_loss
         if best:
             self.best.copy_(self.flat.data)
@@ -307,8 +294,18 @@ class _Run:
             self._update(since_best=progress.since_best + 1)
         if progress.step == 0:
             self._update(first_loss=loss)
-        self.evals_seconds = time.perf_counter() - began
         self.events.emit("eval", step=progress.step, loss=loss, best=best)
+
+    def _not_finite(self) -> None:
+        """A held-out loss that is no number: never the best, and hopeless before the first step."""
+        step = self.progress.step
+        self.events.emit("eval", step=step, loss=None, best=False)
+        if step == 0:
+            raise TrainError(
+                "the held-out loss is not finite before the first step",
+                hint="the stack beneath computes infinities or NaN; try dtype float32",
+            )
+        self._update(since_best=self.progress.since_best + 1)
 
     # -- data ------------------------------------------------------------------------------------
 
@@ -335,9 +332,15 @@ class _Run:
         if not self.eval_batches:
             self.best.copy_(self.flat.data)
             self._update(best_step=progress.step)
-        changes: dict[str, object] = {"steps": progress.steps or progress.step}
+        # a run that ended before its length was fixed never left the peak: any longer one does too
+        length = progress.steps or planned_steps(self.recipe, len(self._epoch(0)))
+        changes: dict[str, object] = {"steps": length}
         if self.recipe.max_minutes is not None:
-            changes |= {"max_minutes": None, "warmup_steps": progress.warmup}
+            changes |= {
+                "max_minutes": None,
+                "schedule": self.recipe.shape,
+                "warmup_steps": progress.warmup,
+            }
         if progress.stopped == "time":
             changes["stop_after"] = progress.step
         recipe = self.recipe.model_copy(update=changes)

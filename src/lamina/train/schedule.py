@@ -10,10 +10,14 @@ EVAL_SHARE = 0.1
 FORWARD_SHARE = 1 / 3
 """A forward pass costs about a third of a training step on the same tokens."""
 LEAST_WARMUP = 3
+LIMITED_WARMUP = 6
+"""Steps of warm-up of a run whose length is decided while it runs, unless the recipe says."""
+LEAST_EVAL_STEPS = 5
+"""Steps between two held-out losses of such a run, at least."""
 
 
 def planned_steps(recipe: Recipe, batches_per_epoch: int) -> int:
-    """Optimiser steps of the schedule."""
+    """Optimiser steps of the schedule; with a time limit, the most there can be."""
     if recipe.steps is not None:
         return recipe.steps
     return max(1, round(recipe.epochs * batches_per_epoch))
@@ -23,29 +27,53 @@ def warmup_steps(recipe: Recipe, steps: int) -> int:
     """Steps of linear warm-up; at least three where the run is long enough."""
     if recipe.warmup_steps is not None:
         return min(recipe.warmup_steps, steps)
+    if recipe.max_minutes is not None:
+        return min(LIMITED_WARMUP, steps)
     return min(steps, max(round(recipe.warmup * steps), min(LEAST_WARMUP, steps // 4)))
 
 
-def learning_rate(recipe: Recipe, step: int, steps: int, warmup: int) -> float:
-    """Linear warm-up, then cosine from the peak to `final_lr` x the peak.
+def learning_rate(recipe: Recipe, step: int, steps: int | None, warmup: int) -> float:
+    """Linear warm-up, then the recipe's shape from the peak to `final_lr` x the peak.
 
-    `step` counts from 0; step < warmup gives lr * (step + 1) / warmup.
+    `step` counts from 0; step < warmup gives lr * (step + 1) / warmup. `steps` is None while a
+    time limit has not fixed it yet: a trapezoid is then still at its peak.
     """
     if step < warmup:
         return recipe.lr * (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return recipe.lr * (recipe.final_lr + (1 - recipe.final_lr) * cosine)
+    if recipe.shape == "cosine":
+        progress = (step - warmup) / max(1, (steps or math.inf) - warmup)
+        share = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    elif steps is None:
+        share = 1.0
+    else:
+        share = min(1.0, (steps - step) / max(1, steps - decay_start(recipe, steps)))
+    return recipe.lr * (recipe.final_lr + (1 - recipe.final_lr) * share)
+
+
+def decay_start(recipe: Recipe, steps: int) -> int:
+    """First step at which a trapezoid comes down."""
+    return round((1 - recipe.decay) * steps)
+
+
+def steps_for_time(recipe: Recipe, done: int, share_of_time: float, at_most: int) -> int | None:
+    """The number of steps of a time-limited run, once it can be told; None before.
+
+    It is fixed when the time before the decay is spent (or the rows before it are): the steps
+    done by then are the constant part, and the decay gets its share on top.
+    """
+    if share_of_time < 1 - recipe.decay and done < decay_start(recipe, at_most):
+        return None
+    return min(at_most, max(done + 1, round(done / (1 - recipe.decay))))
 
 
 def eval_interval(recipe: Recipe, steps: int, eval_tokens: int) -> int:
-    """Steps between two held-out losses."""
+    """Steps between two held-out losses.
+
+    A trapezoid's length may be unknown, so there it follows from the data alone.
+    """
     if recipe.eval_every is not None:
         return recipe.eval_every
-    affordable = eval_tokens * FORWARD_SHARE / (EVAL_SHARE * recipe.batch_tokens)
-    return max(1, math.ceil(steps / EVALS_A_RUN), math.ceil(affordable))
-
-
-def steps_in_time(seconds_left: float, seconds_per_step: float, done: int, at_most: int) -> int:
-    """Steps that fit, counting those done; at least one more."""
-    return max(done + 1, min(at_most, done + int(seconds_left / max(seconds_per_step, 1e-9))))
+    affordable = math.ceil(eval_tokens * FORWARD_SHARE / (EVAL_SHARE * recipe.batch_tokens))
+    if recipe.shape == "trapezoid":
+        return max(LEAST_EVAL_STEPS, affordable)
+    return max(1, math.ceil(steps / EVALS_A_RUN), affordable)

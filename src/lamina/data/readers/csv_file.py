@@ -79,7 +79,7 @@ def _texts(stream: BinaryIO, faults: list[str]) -> Iterator[str]:
     for line in lines(stream):
         if line.fault:
             faults.append(line.fault)
-        yield line.text.replace("\0", "") + "\n"
+        yield line.text + "\n"
 
 
 def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:

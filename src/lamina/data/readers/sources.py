@@ -67,8 +67,8 @@ def open_source(source: str | Path) -> Iterator[Opened]:
         yield Opened(source, iter(rows), rows.seal)
         return
     path = Path(source)
-    container = _container(path)
     try:
+        container = _container(path)
         with path.open("rb", buffering=0) as raw:
             hashing = _Hashing(raw)
             plain = io.BufferedReader(hashing, _BUFFER_BYTES)

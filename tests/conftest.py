@@ -1,0 +1,20 @@
+from pathlib import Path
+
+import pytest
+
+BESIDE = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--data", type=Path, default=None, help="folder of real data sets; its tests skip without"
+    )
+
+
+@pytest.fixture(scope="session")
+def real_data(request):
+    """The folder of real data sets: --data, or the one beside the repository."""
+    folder = request.config.getoption("--data") or BESIDE
+    if not folder.is_dir():
+        pytest.skip(f"no folder of real data sets at {folder}; name one with --data")
+    return folder
