@@ -97,9 +97,11 @@ class Log:
     """A reporter that writes sentences, and every tenth step, to stderr."""
 
     def say(self, text: str) -> None:
+        """Pass a sentence on."""
         say(text)
 
     def event(self, event: Any) -> None:
+        """Show evaluations and every tenth step."""
         kind = event["event"]
         if kind == "eval" or (kind == "step" and event["step"] % 10 == 0):
             say(" ".join(f"{k}={v}" for k, v in event.items() if k not in ("event", "time")))

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tests.made"]
 BESIDE = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 

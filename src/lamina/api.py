@@ -28,10 +28,13 @@ class Stack:
     """A stack by name or digest. Immutable: `train` returns another one."""
 
     def __init__(self, store: Store, name: str, reporter: Reporter) -> None:
-        self._store, self.name, self._reporter = store, name, reporter
         from lamina.stack.resolve import resolve
 
-        self.digest = resolve(store, name).digest
+        self._store, self.name, self._reporter = store, name, reporter
+        found = resolve(store, name)
+        self.digest = found.digest
+        own = found.descriptor if found.layers else found.base
+        self._reference = f"@{own.digest.removeprefix('sha256:')}"  # the name may move on
 
     def __repr__(self) -> str:
         return f"lamina.Stack({self.name!r}, {self.digest[7:19]})"
@@ -47,17 +50,18 @@ class Stack:
         """Train a layer over this stack; the new stack, named `name` if the gate passes.
 
         `options` are the other fields of `lamina.flows.learn.Request` (format, skip_bad, private,
-        licence, author, exam_files, accept_regression) and, by their own names, of `Recipe`
+        licence, author, exam_files, accept_regression, force) and, by their own names, of `Recipe`
         (rank, lr, epochs, max_minutes, …). Raises UsageError for any other name.
         """
         from lamina.flows import learn
 
         given = [data] if isinstance(data, str | Path) else list(data)
-        fields = {k: v for k, v in options.items() if k in learn.Request.__dataclass_fields__}
+        known = set(learn.Request.__dataclass_fields__) - {"on", "data", "name", "recipe"}
+        fields = {k: v for k, v in options.items() if k in known}
         rest = {k: v for k, v in options.items() if k not in fields}
         base = (recipe or Recipe()).model_dump()
         request = learn.Request(
-            on=f"@{self.digest.removeprefix('sha256:')}",
+            on=self._reference,
             data=[str(path) for path in given],
             name=name,
             recipe=Recipe.parse(base | rest, "the recipe"),
@@ -74,26 +78,26 @@ class Stack:
         from lamina.flows.examine import examine_stack
 
         return examine_stack(
-            self._store, self.name, self._reporter, against=against, files=files, fresh=fresh
+            self._store, self._reference, self._reporter, against=against, files=files, fresh=fresh
         )
 
     def chat(self, text: str, **options: Any) -> str:
         """One answer. Options: system, temperature, top_p, seed, max_tokens."""
         from lamina.flows.talk import Conversation
 
-        return "".join(Conversation(self._store, self.name, **options).ask(text))
+        return "".join(Conversation(self._store, self._reference, **options).ask(text))
 
     def export(self, directory: str | Path, *, to: str) -> dict[str, Any]:
         """Write it for another tool ('peft' or 'hf'), checked against its own logits."""
         from lamina.flows.adapters import export
 
-        return export(self._store, self.name, Path(directory), to, self._reporter)
+        return export(self._store, self._reference, Path(directory), to, self._reporter)
 
     def show(self) -> dict[str, Any]:
         """Everything recorded about it and its layers."""
         from lamina.flows.inventory import describe
 
-        return describe(self._store, self.name)
+        return describe(self._store, self._reference)
 
 
 def load(name: str, *, home: str | Path | None = None, reporter: Reporter | None = None) -> Stack:

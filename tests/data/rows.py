@@ -4,7 +4,7 @@ import json
 
 from hypothesis import strategies as st
 
-from lamina.core.digest import canonical_json
+from lamina.core.digest import compact_json
 from lamina.data.example import Example, Message, ToolCall
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -18,11 +18,11 @@ json_values = st.recursive(
 objects = st.dictionaries(names, json_values, max_size=3)
 
 
-def canonical(value):
-    return canonical_json(value).decode()
+def compact(value):
+    return compact_json(value)
 
 
-tool_calls = st.builds(ToolCall, name=names, arguments=objects.map(canonical))
+tool_calls = st.builds(ToolCall, name=names, arguments=objects.map(compact))
 calling = st.builds(
     Message,
     role=st.just("assistant"),
@@ -36,7 +36,7 @@ saying = st.builds(
     name=st.none() | names,
 )
 tools = st.builds(
-    lambda name, parameters: canonical(
+    lambda name, parameters: compact(
         {"type": "function", "function": {"name": name, "parameters": parameters}}
     ),
     names,
@@ -63,7 +63,7 @@ def examples(draw):
         accept=tuple(draw(st.lists(texts, max_size=2))),
         choices=choices,
         answer_index=draw(st.none() | st.sampled_from(range(len(choices)))) if choices else None,
-        accept_calls=None if calls is None else canonical(calls),
+        accept_calls=None if calls is None else compact(calls),
     )
 
 

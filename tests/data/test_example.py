@@ -40,11 +40,11 @@ def test_prompt_opening_and_answer():
     assert Example(text="once").answer is None
 
 
-def test_openai_tool_calls_and_tools_become_canonical():
+def test_openai_tool_calls_and_tools_keep_their_own_order():
     row = chat(tools=[{"name": "add", "description": None, "parameters": {"type": "object"}}])
     row["messages"][1] = {"role": "assistant", "content": None, "tool_calls": [CALL]}
     read = Example.from_json(row)
-    assert read.answer.tool_calls[0].arguments == '{"a":1,"b":2}'
+    assert read.answer.tool_calls[0].arguments == '{"b":2,"a":1}'
     assert read.answer.content == ""
     assert read.tools == Example.from_json(chat(tools=[TOOL])).tools
     assert read.tools == Example.from_json(chat(tools=json.dumps([TOOL]))).tools
@@ -76,9 +76,9 @@ def test_one_accepted_answer_may_stand_alone_and_numbers_are_written_out():
     assert example(accept=[2, "two", 2.5]).accept == ("2", "two", "2.5")
 
 
-def test_accepted_calls_are_kept_as_canonical_json():
+def test_accepted_calls_keep_their_own_order():
     calls = [{"add": {"b": [2], "a": [1, ""]}}]
-    expected = '[{"add":{"a":[1,""],"b":[2]}}]'
+    expected = '[{"add":{"b":[2],"a":[1,""]}}]'
     assert example(accept_calls=calls).accept_calls == expected
     assert example(accept_calls=json.dumps(calls)).accept_calls == expected
     assert example(accept_calls=[]).accept_calls == "[]"

@@ -36,9 +36,7 @@ def layer_over(linears, rank=3, scale=2.0, seed=0, only=""):
 
 def encode(layer, linears, **kw):
     how = {"rank": 3, "alpha": 6.0, "scaling": "lora", "base": "x"} | kw
-    return codec.encode(
-        layer, target_modules=families.target_modules(linears, tuple(layer)), **how
-    )
+    return codec.encode(layer, target_modules=families.target_modules(linears, tuple(layer)), **how)
 
 
 def test_round_trip_is_exact_and_deterministic(base):

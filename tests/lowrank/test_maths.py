@@ -38,13 +38,17 @@ def test_concatenation_is_the_sum_of_its_parts(shape, ranks, seed):
 @given(shapes, ranks, st.sampled_from([torch.float32, torch.bfloat16]), st.integers(0, 99))
 def test_fold_rounds_once(shape, ranks, dtype, seed):
     terms = [random_factors(*shape, r, 0.3, seed + k) for k, r in enumerate(ranks)]
-    weight = torch.randn(shape[1], shape[0], generator=torch.Generator().manual_seed(seed)).to(dtype)
+    weight = torch.randn(shape[1], shape[0], generator=torch.Generator().manual_seed(seed)).to(
+        dtype
+    )
     before = weight.clone()
     folded = fold(weight, terms)
     assert folded.dtype == dtype
     assert torch.equal(weight, before)
     exact = weight.double() + dense(terms)
-    if dtype == torch.bfloat16:  # one rounding: within half a unit in the last place, plus f32 noise
+    if (
+        dtype == torch.bfloat16
+    ):  # one rounding: within half a unit in the last place, plus f32 noise
         assert ((folded.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-4).all()
     else:
         torch.testing.assert_close(folded.double(), exact, **TOLERANCE[torch.float32])

@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lamina.data.example import Example, Message, ToolCall
 
+from lamina.data.example import Example, Message, ToolCall
 from lamina.tokens.mask import Encoded, encode
 from tests.tokens.formats import CHAT_FAMILIES, STABLE, format_of, tokenizer_of
 

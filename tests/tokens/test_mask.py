@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lamina.data.example import Example, Message
 
 from lamina.core.errors import DataError
+from lamina.data.example import Example, Message
 from lamina.tokens.mask import encode, encode_all
 from tests.tokens.formats import format_of
 

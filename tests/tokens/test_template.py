@@ -1,8 +1,8 @@
 import pytest
-from lamina.data.example import Example, Message
 from transformers import PreTrainedTokenizerFast
 
 from lamina.core.errors import BaseError, DataError
+from lamina.data.example import Example, Message
 from lamina.tokens.mask import encode
 from lamina.tokens.render import Abilities
 from lamina.tokens.template import ChatFormat

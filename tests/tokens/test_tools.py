@@ -3,9 +3,9 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lamina.data.example import ToolCall
 
-from lamina.core.digest import canonical_json
+from lamina.core.digest import compact_json
+from lamina.data.example import ToolCall
 from lamina.tokens.tools import (
     parse_tool_calls,
     render_answer,
@@ -23,7 +23,7 @@ values = st.recursive(
     max_leaves=6,
 )
 calls = st.builds(
-    lambda name, arguments: ToolCall(name=name, arguments=canonical_json(arguments).decode()),
+    lambda name, arguments: ToolCall(name=name, arguments=compact_json(arguments)),
     st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_.-]{0,12}", fullmatch=True),
     st.dictionaries(texts, values, max_size=3),
 )
@@ -103,7 +103,7 @@ def test_the_preamble_is_compact_and_keeps_every_schema():
             "strict": True,
         },
     }
-    text = tools_preamble((canonical_json(schema).decode(),))
+    text = tools_preamble((compact_json(schema),))
     line = text.split("<tools>\n")[1].split("\n</tools>")[0]
     assert json.loads(line) == schema["function"]
     assert line.startswith('{"name":"add","description":"Add two","parameters":{')

@@ -1,10 +1,11 @@
 """The `lamina` command: assembles the commands and turns errors into text and exit codes.
 
-Exit codes: 0 done, 1 a check or gate said no, 2 bad usage or input, 130 interrupted.
+Exit codes: 0 done, 1 a check or gate said no, 2 bad usage or input, 70 a bug, 130 interrupted.
 """
 
-import os
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
 import typer
 
@@ -27,8 +28,10 @@ from lamina.cli import (
     train,
     verify,
 )
-from lamina.core.errors import LaminaError
+from lamina.core.errors import LaminaError, UsageError
 from lamina.core.version import __version__
+
+EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
 
 app = typer.Typer(
     name="lamina",
@@ -73,16 +76,49 @@ app.add_typer(base.app, name="base")
 app.add_typer(import_.app, name="import")
 
 
-def main() -> None:
-    """Entry point of the console script."""
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the console script; `arguments` are sys.argv's by default."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app()
+        _check_text(given)
+        app(given, prog_name="lamina")
+        sys.exit(0)
     except LaminaError as error:
-        sys.stderr.write(f"lamina: {error.render()}\n")
+        _say(error.render())
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        sys.stderr.write("lamina: interrupted\n")
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        _say("interrupted")
+        sys.exit(EXIT_INTERRUPTED)
+    except OSError as error:
+        _say(_system_error(error))
+        sys.exit(EXIT_BAD_INPUT)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        _say(f"this is a bug in lamina {__version__}; please report it with the lines above")
+        sys.exit(EXIT_BUG)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"lamina: {text}\n")
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """Refuse bytes that are no UTF-8: they could be neither tokenised nor printed."""
+    faults = []
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            faults.append(ascii(argument))
+    if faults:
+        raise UsageError("arguments must be UTF-8", faults=faults)
+
+
+def _system_error(error: OSError) -> str:
+    """What the system refused, without a traceback: a file, a permission, a full disk."""
+    if error.errno is None or not error.strerror:
+        return str(error) or type(error).__name__
+    where = f": {error.filename}" if error.filename is not None else ""
+    return f"{error.strerror}{where}"

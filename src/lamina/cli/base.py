@@ -8,7 +8,9 @@ from lamina.cli import environment, options
 from lamina.cli.display import Terminal
 from lamina.cli.output import print_json, print_text, size, table
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Pull, list, show and remove bases.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Pull, list, show and remove bases."
+)
 
 
 @app.command("pull", no_args_is_help=True)

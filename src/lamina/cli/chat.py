@@ -1,5 +1,7 @@
 """`lamina chat`: talk to a stack."""
 
+import contextlib
+import importlib
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +10,7 @@ import typer
 from lamina.cli import environment, options
 from lamina.cli.display import Terminal
 from lamina.cli.output import print_json
-from lamina.core.errors import LaminaError
+from lamina.core.errors import LaminaError, UsageError
 
 if TYPE_CHECKING:
     from lamina.flows.talk import Conversation
@@ -31,11 +33,16 @@ def chat(
     once: Annotated[
         str | None, typer.Option("--once", metavar="TEXT", help="Answer this and stop.")
     ] = None,
-    system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")] = None,
+    temperature: Annotated[float, typer.Option(metavar="T", min=0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[
+        float,
+        typer.Option(metavar="P", min=0, max=1, help="Draw from this share of the probability."),
+    ] = 1.0,
+    max_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Longest answer, in tokens.")
+    ] = 512,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Decides what is drawn.")] = 0,
     json: options.Json = False,
 ) -> None:
     """Talk to a stack; answers stream as they are made.
@@ -46,6 +53,9 @@ def chat(
 
     In the conversation, /stack NAME switches to another stack, /help lists the rest.
     """
+    if json and once is None:
+        raise UsageError("--json prints one answer", hint='give the question with --once "…"')
+
     from lamina.flows.talk import Conversation
 
     conversation = Conversation(
@@ -68,12 +78,16 @@ def chat(
 
 
 def _loop(conversation: "Conversation") -> None:
+    prompt = _prompt()
     while True:
         try:
-            line = input("> ").strip()
+            line = input(prompt).strip()
+            line.encode()  # where the locale is no UTF-8 one, bad bytes come through as surrogates
         except (EOFError, KeyboardInterrupt):
-            sys.stdout.write("\n")
+            sys.stdout.write("\n" if prompt else "")
             return
+        except UnicodeError:
+            raise UsageError("the conversation is not UTF-8 text") from None
         if line in ("/quit", "/exit"):
             return
         try:
@@ -85,17 +99,30 @@ def _loop(conversation: "Conversation") -> None:
             sys.stderr.write(error.render() + "\n")
 
 
+def _prompt() -> str:
+    """What stands before a person's line; nothing when lines come through a pipe."""
+    if not sys.stdin.isatty():
+        return ""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("readline")  # gives input() its line editing and history
+    return "> "
+
+
 def _command(conversation: "Conversation", line: str) -> None:
     word, _, rest = line.partition(" ")
-    if word == "/stack" and rest:
+    if word == "/stack" and rest.strip():
         conversation.switch(rest.strip())
         sys.stderr.write(f"now {rest.strip()}\n")
+    elif word == "/stack":
+        sys.stderr.write("which? /stack NAME\n")
     elif word == "/reset":
         conversation.reset()
     elif word == "/history":
         for message in conversation.history:
             sys.stdout.write(f"{message.role}: {message.content}\n")
     else:
+        if word != "/help":
+            sys.stderr.write(f"unknown: {word}\n")
         sys.stderr.write(HELP + "\n")
 
 

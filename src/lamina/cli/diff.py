@@ -18,9 +18,11 @@ def diff(
     a: options.Stack,
     b: options.Stack,
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", help="Ask both this; repeat.")
+        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="Ask both this; repeat.")
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Questions shown from each exam.")] = 3,
+    rows: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Questions shown from each exam.")
+    ] = 3,
     json: options.Json = False,
 ) -> None:
     """Show what two stacks are made of and how their answers differ.

@@ -9,12 +9,23 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lamina.core.errors import UsageError
+
 if TYPE_CHECKING:
     from lamina.store.layout import Store
 
 
 def home() -> Path:
-    """The store's folder."""
+    """The store's folder. Raises UsageError when there is no home folder to put it in."""
+    try:
+        return _home()
+    except RuntimeError as error:
+        raise UsageError(
+            f"no place for the store: {error}", hint="set LAMINA_HOME to a folder"
+        ) from None
+
+
+def _home() -> Path:
     given = os.environ.get("LAMINA_HOME")
     if given:
         return Path(given).expanduser()

@@ -19,7 +19,10 @@ def export(
     stack: options.Stack,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist.")],
     to: Annotated[
-        str, typer.Option("--to", help="peft: one concatenated adapter. hf: merged weights.")
+        str,
+        typer.Option(
+            "--to", metavar="peft|hf", help="peft: one concatenated adapter. hf: merged weights."
+        ),
     ],
     json: options.Json = False,
 ) -> None:

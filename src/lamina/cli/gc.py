@@ -16,7 +16,10 @@ def register(app: typer.Typer) -> None:
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     grace: Annotated[
-        float, typer.Option(min=0, help="Keep what is younger, in hours: others may be writing it.")
+        float,
+        typer.Option(
+            metavar="HOURS", min=0, help="Keep what is younger: others may be writing it."
+        ),
     ] = 1.0,
     json: options.Json = False,
 ) -> None:
@@ -27,3 +30,5 @@ def gc(
     else:
         verb = "would go" if dry_run else "removed"
         print_text(f"{len(report.blobs)} objects {verb}, {size(report.bytes)}")
+        if report.young:
+            print_text(f"{report.young} more are younger than {grace:g} h and stay (--grace)")

@@ -9,15 +9,21 @@ from lamina.cli import environment, options
 from lamina.cli.display import Terminal
 from lamina.cli.output import print_json, print_text
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Take in adapters that other tools made.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Take in adapters that other tools made."
+)
 
 
 @app.command("peft", no_args_is_help=True)
 def peft(
-    directory: Annotated[Path, typer.Argument(help="Folder with adapter_config.json.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder with adapter_config.json.")
+    ],
     on: Annotated[str, typer.Option("--on", metavar="STACK", help="What it was trained over.")],
     name: Annotated[str, typer.Option("--as", metavar="NAME", help="Name of the new stack.")],
-    licence: Annotated[str | None, typer.Option(help="Licence of the adapter.")] = None,
+    licence: Annotated[
+        str | None, typer.Option(metavar="SPDX", help="Licence of the adapter.")
+    ] = None,
     author: options.Author = None,
     accept_regression: options.AcceptRegression = None,
     json: options.Json = False,

@@ -25,5 +25,7 @@ Force = Annotated[
 ]
 Author = Annotated[
     str | None,
-    typer.Option("--author", help="Author recorded in the layer (default: $LAMINA_AUTHOR)."),
+    typer.Option(
+        "--author", metavar="WHO", help="Author recorded in the layer (default: $LAMINA_AUTHOR)."
+    ),
 ]

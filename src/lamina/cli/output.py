@@ -8,12 +8,15 @@ from typing import Any
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    escape = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=escape) + "\n")
 
 
 def print_text(text: str) -> None:
     """Text on stdout."""
-    sys.stdout.write(text.rstrip("\n") + "\n")
+    encoding = sys.stdout.encoding or "utf-8"
+    line = text.rstrip("\n").encode(encoding, "backslashreplace").decode(encoding)
+    sys.stdout.write(line + "\n")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -23,16 +23,9 @@ def rm(
     json: options.Json = False,
 ) -> None:
     """Remove names. What nothing refers to any more stays until `lamina gc`."""
-    from lamina.core.names import Name, parse_reference
+    from lamina.flows.remove import remove
 
-    store = environment.open_store()
-    for reference, text in [(parse_reference(text), text) for text in names]:
-        if not isinstance(reference, Name):  # an unnamed layer that the gate held back
-            store.remove_root(store.resolve(reference).digest)
-        elif ":" in text:
-            store.untag(reference)
-        else:
-            store.untag_all(reference.name)
+    remove(environment.open_store(), names)
     if json:
         print_json({"removed": names})
     else:

@@ -25,7 +25,7 @@ def runs(
         result = run.result
         if result is not None and result.name is not None and not all_:
             continue
-        state = "waiting" if result is None else result.name or "gate said no"
+        state = "waiting" if result is None else result.name or "trained, not named"
         steps = [event["step"] for event in run.events() if event["event"] == "step"]
         found.append(
             {

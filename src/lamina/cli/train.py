@@ -3,7 +3,6 @@
 import json as json_module
 import signal
 import sys
-import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +17,10 @@ from lamina.core.errors import UsageError
 
 if TYPE_CHECKING:
     from lamina.core.recipe import Recipe
+    from lamina.core.report import Reporter
     from lamina.flows.learn import Learned
-
-RECIPE = "Recipe (each overrides --recipe)"
+    from lamina.flows.runs import Run
+    from lamina.store.layout import Store
 
 
 def register(app: typer.Typer) -> None:
@@ -40,56 +40,75 @@ def train(
         str | None, typer.Option("--as", metavar="NAME", help="Name of the stack that comes out.")
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option("--recipe", help="Recipe file (TOML or JSON).")
+        Path | None,
+        typer.Option(
+            "--recipe",
+            metavar="FILE",
+            help="Recipe file (TOML or JSON); the options from --rank to --scorer override it.",
+        ),
     ] = None,
-    rank: Annotated[int | None, typer.Option(rich_help_panel=RECIPE)] = None,
-    lr: Annotated[float | None, typer.Option(rich_help_panel=RECIPE)] = None,
-    epochs: Annotated[float | None, typer.Option(rich_help_panel=RECIPE)] = None,
-    steps: Annotated[int | None, typer.Option(rich_help_panel=RECIPE)] = None,
+    rank: Annotated[
+        int | None, typer.Option(metavar="N", help="Rank of every low-rank update.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(metavar="RATE", help="Peak learning rate.")] = None,
+    epochs: Annotated[
+        float | None, typer.Option(metavar="N", help="Passes over the training rows.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Optimiser steps, instead of --epochs.")
+    ] = None,
     max_minutes: Annotated[
-        float | None, typer.Option(help="Fit the run into this time.", rich_help_panel=RECIPE)
+        float | None, typer.Option(metavar="MINUTES", help="Fit the run into this time.")
     ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="LINEAR",
             help="Linears to train on, such as q_proj; repeat. Default: all.",
-            rich_help_panel=RECIPE,
         ),
     ] = None,
-    scaling: Annotated[
-        str | None, typer.Option(help="lora or rslora.", rich_help_panel=RECIPE)
+    scaling: Annotated[str | None, typer.Option(metavar="RULE", help="lora or rslora.")] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens in one optimiser step.")
     ] = None,
-    batch_tokens: Annotated[int | None, typer.Option(rich_help_panel=RECIPE)] = None,
-    max_length: Annotated[int | None, typer.Option(rich_help_panel=RECIPE)] = None,
+    max_length: Annotated[
+        int | None, typer.Option(metavar="TOKENS", help="Longest sequence, in tokens.")
+    ] = None,
     overlong: Annotated[
         str | None,
-        typer.Option(help="Longer rows: split, truncate or refuse.", rich_help_panel=RECIPE),
+        typer.Option(metavar="WHAT", help="Longer rows: split, truncate or refuse."),
     ] = None,
     held_out: Annotated[
         float | None,
-        typer.Option(help="Share of rows kept for the exam.", rich_help_panel=RECIPE),
+        typer.Option(metavar="SHARE", help="Share of rows kept for the exam."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(rich_help_panel=RECIPE)] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Seed of everything random.")
+    ] = None,
     scorer: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="SCORER",
             help="Scorer of the layer's exam: loss, exact, numeric, choice, tool_call; repeat.",
-            rich_help_panel=RECIPE,
         ),
     ] = None,
     format: Annotated[
-        str | None, typer.Option(help="Data format; detected and stated by default.")
+        str | None,
+        typer.Option(metavar="FORMAT", help="Data format; detected and stated by default."),
     ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave bad rows out and count them.")
     ] = False,
     exam: Annotated[
-        list[str] | None, typer.Option("--exam", help="Further exam questions; repeat.")
+        list[str] | None,
+        typer.Option("--exam", metavar="FILE", help="Further exam questions; repeat."),
     ] = None,
     private: Annotated[
         bool, typer.Option("--private", help="Withhold the exam's questions from the layer.")
     ] = False,
-    licence: Annotated[str | None, typer.Option(help="Licence of the data.")] = None,
+    licence: Annotated[
+        str | None, typer.Option(metavar="SPDX", help="Licence of the data.")
+    ] = None,
     author: options.Author = None,
     accept_regression: options.AcceptRegression = None,
     force: options.Force = False,
@@ -110,41 +129,53 @@ def train(
     parquet, hf:org/name. Some rows are held out by content hash and become the layer's exam.
     Ctrl-C saves the run and says how to go on.
     """
-    from lamina.flows import learn, runs
-
+    overrides = {
+        "rank": rank,
+        "lr": lr,
+        "epochs": epochs,
+        "steps": steps,
+        "max_minutes": max_minutes,
+        "targets": target,
+        "scaling": scaling,
+        "batch_tokens": batch_tokens,
+        "max_length": max_length,
+        "overlong": overlong,
+        "held_out": held_out,
+        "seed": seed,
+        "exams": scorer,
+    }
+    rest = {
+        "format": format,
+        "skip_bad": skip_bad,
+        "private": private,
+        "licence": licence,
+        "author": author,
+        "exam": exam,
+        "force": force,
+    }
     store, reporter = environment.open_store(), Terminal()
     if resume is not None:
-        given = {"--data": data, "--on": on, "--as": name, "--recipe": recipe}
-        extra = [option for option, value in given.items() if value]
-        if extra:
-            raise UsageError(f"--resume goes on with a run as it was started, without {extra}")
+        refuse_beside_resume(
+            {"data": data, "on": on, "as": name, "recipe": recipe, **overrides, **rest}
+        )
+        from lamina.flows import runs
+
         run = runs.find(store, None if resume == "last" else resume)
         if accept_regression is not None:
             run.accept_regression(accept_regression)
     else:
-        missing = [o for o, v in (("--data", data), ("--on", on), ("--as", name)) if not v]
-        if missing or data is None or on is None or name is None:
-            raise UsageError(f"missing {', '.join(missing)}", hint="see: lamina train --help")
-        overrides = {
-            "rank": rank,
-            "lr": lr,
-            "epochs": epochs,
-            "steps": steps,
-            "max_minutes": max_minutes,
-            "targets": target,
-            "scaling": scaling,
-            "batch_tokens": batch_tokens,
-            "max_length": max_length,
-            "overlong": overlong,
-            "held_out": held_out,
-            "seed": seed,
-            "exams": scorer,
-        }
+        if data is None or on is None or name is None:
+            needed = {"--data": data, "--on": on, "--as": name}
+            missing = ", ".join(option for option, value in needed.items() if value is None)
+            raise UsageError(f"missing {missing}", hint="see: lamina train --help")
+        values = read_recipe(recipe, overrides)
+        from lamina.flows import learn
+
         request = learn.Request(
             on=on,
             data=data,
             name=name,
-            recipe=read_recipe(recipe, overrides),
+            recipe=values,
             format=format,
             skip_bad=skip_bad,
             private=private,
@@ -155,13 +186,40 @@ def train(
             force=force,
         )
         run = learn.prepare(store, request, reporter)
+    show(finish(store, run, reporter), as_json=json)
+
+
+def refuse_beside_resume(options: dict[str, Any]) -> None:
+    """A run goes on as it was started. Raises UsageError naming every other option given."""
+    spelt = {"targets": "target", "exams": "scorer"}
+    given = [
+        "--" + spelt.get(key, key).replace("_", "-")
+        for key, value in options.items()
+        if value is not None and value is not False
+    ]
+    if given:
+        raise UsageError(
+            f"--resume goes on with a run as it was started, without {', '.join(given)}",
+            hint="start another run to change them",
+        )
+
+
+def finish(store: "Store", run: "Run", reporter: "Reporter") -> "Learned":
+    """Train a run to its end; a signal stops it after a step, a second one at once."""
+    from lamina.flows import learn
+
     with stop_on_signals() as should_stop:
-        learned = learn.execute(store, run, reporter, should_stop)
-    show(learned, as_json=json)
+        try:
+            return learn.execute(store, run, reporter, should_stop)
+        except KeyboardInterrupt:
+            reporter.say(f"stopped at once; go on with: lamina train --resume {run.id}")
+            raise
 
 
 def read_recipe(path: Path | None, overrides: dict[str, Any]) -> "Recipe":
     """A recipe file with options on top; every fault of both at once. Raises UsageError."""
+    import tomllib
+
     from lamina.core.recipe import Recipe
 
     fields: dict[str, Any] = {}
@@ -169,8 +227,10 @@ def read_recipe(path: Path | None, overrides: dict[str, Any]) -> "Recipe":
         try:
             text = path.read_text(encoding="utf-8")
             fields = json_module.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"recipe {path} cannot be read: {error}") from None
+        if not isinstance(fields, dict):
+            raise UsageError(f"recipe {path} is no table of keys and values")
     fields |= {key: value for key, value in overrides.items() if value is not None}
     return Recipe.parse(fields, f"recipe {path}" if path else "the recipe")
 

@@ -32,6 +32,11 @@ def canonical_json(value: Any) -> bytes:
     return text.encode("utf-8")
 
 
+def compact_json(value: Any) -> str:
+    """JSON without spaces, keys in their own order: what a model reads keeps its author's order."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def digest_json(value: Any) -> str:
     """sha256 of the canonical JSON of `value`."""
     return digest_bytes(canonical_json(value))

@@ -84,7 +84,7 @@ class ImageIndex(Value):
 
     schemaVersion: Literal[2] = 2
     mediaType: Literal["application/vnd.oci.image.index.v1+json"] = INDEX_TYPE
-    manifests: tuple[Descriptor, ...] = ()
+    manifests: tuple[Descriptor, ...]
     annotations: dict[str, str] | None = None
 
 

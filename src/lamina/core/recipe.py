@@ -3,9 +3,9 @@
 Every default of training lives here and nowhere else.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lamina.core.values import Value
 
@@ -75,6 +75,12 @@ class Recipe(Value):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Dtype of the products; factors and optimiser state are always float32."""
+
+    @model_validator(mode="after")
+    def _length_can_be_left_open(self) -> Self:
+        if self.max_minutes is not None and (self.schedule == "cosine" or self.decay == 1):
+            raise ValueError("max_minutes needs a trapezoid schedule with decay below 1")
+        return self
 
     @property
     def alpha_value(self) -> float:

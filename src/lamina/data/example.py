@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
 
-from lamina.core.digest import canonical_json, digest_json
+from lamina.core.digest import compact_json, digest_json
 from lamina.core.errors import DataError
 from lamina.core.values import Value
 
@@ -26,7 +26,7 @@ class ToolCall(Value):
 
     name: str
     arguments: str
-    """Canonical JSON of an object."""
+    """Compact JSON of an object, keys in the order in which they were written."""
 
 
 class Message(Value):
@@ -55,7 +55,7 @@ class Example(Value):
 
     messages: tuple[Message, ...] = ()
     tools: tuple[str, ...] = ()
-    """Canonical JSON of each tool: `{"type":"function","function":{…}}`."""
+    """Compact JSON of each tool, in its own order: `{"type":"function","function":{…}}`."""
     accept: tuple[str, ...] = ()
     """Right answers, for exams that compare text or numbers."""
     choices: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ class Example(Value):
     answer_index: int | None = None
     """Which of the choices is right, counted from 0."""
     accept_calls: str | None = None
-    """Right tool calls, canonical JSON: `[{"function": {"argument": [accepted values]}}]`; `""`
+    """Right tool calls, compact JSON: `[{"function": {"argument": [accepted values]}}]`; `""`
     among the accepted values means that the argument may be left out; `[]`: no call is right."""
     text: str | None = None
     """Plain text to continue."""
@@ -142,7 +142,7 @@ def parse_messages(value: Any, faults: list[str]) -> tuple[Message, ...]:
 
 
 def parse_tools(value: Any, faults: list[str]) -> tuple[str, ...]:
-    """Tools as canonical JSON, from a list (or its JSON text) of tools or of bare functions."""
+    """Tools as compact JSON, from a list (or its JSON text) of tools or of bare functions."""
     value = loaded(value)
     if value is None:
         return ()
@@ -172,7 +172,7 @@ def parse_call(value: Any, where: str, faults: list[str]) -> ToolCall:
         )
         arguments = {}
     name = _text(value["name"], f"{where}: name", faults)
-    return ToolCall(name=name, arguments=_canonical(arguments, f"{where}: arguments", faults))
+    return ToolCall(name=name, arguments=_compact(arguments, f"{where}: arguments", faults))
 
 
 def loaded(value: Any) -> Any:
@@ -254,7 +254,7 @@ def _tool(value: Any, where: str, faults: list[str]) -> str:
         faults.append(f"{where}: the function has no name")
     if not isinstance(function.get("parameters", {}), dict):
         faults.append(f"{where}: parameters: {kind(function['parameters'])}, not a JSON schema")
-    return _canonical({"type": "function", "function": function}, where, faults)
+    return _compact({"type": "function", "function": function}, where, faults)
 
 
 def _accepted_calls(value: Any, faults: list[str]) -> str | None:
@@ -264,7 +264,7 @@ def _accepted_calls(value: Any, faults: list[str]) -> str | None:
     if not isinstance(value, list) or not all(map(_is_accepted_call, value)):
         faults.append('accept_calls: not written as [{"function": {"argument": [values]}}]')
         return None
-    return _canonical(value, "accept_calls", faults)
+    return _compact(value, "accept_calls", faults)
 
 
 def _is_accepted_call(value: Any) -> bool:
@@ -317,13 +317,15 @@ def _text(value: Any, where: str, faults: list[str]) -> str:
     return value
 
 
-def _canonical(value: Any, where: str, faults: list[str]) -> str:
-    """Canonical JSON; `{}` with a fault for what cannot be written."""
+def _compact(value: Any, where: str, faults: list[str]) -> str:
+    """Compact JSON, keys in their own order; `{}` with a fault for what cannot be written."""
     if _deeper(value, MAX_DEPTH):
         faults.append(f"{where}: nested deeper than {MAX_DEPTH}")
         return "{}"
     try:
-        return canonical_json(value).decode()
+        text = compact_json(value)
+        text.encode("utf-8")
+        return text
     except UnicodeEncodeError:
         faults.append(f"{where}: holds half of a surrogate pair, which is no text")
     except (ValueError, TypeError) as error:  # NaN; a date out of a table

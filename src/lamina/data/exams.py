@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from lamina.core.digest import canonical_json
+from lamina.core.digest import canonical_json, compact_json
 from lamina.core.errors import DataError
 from lamina.core.recipe import ScorerName
 from lamina.core.values import Value
@@ -251,8 +251,8 @@ def _tool_call_item(example: Example) -> ExamItem | None:
 
 
 def to_jsonl(items: Iterable[ExamItem]) -> bytes:
-    """One question a line, canonical JSON: equal questions give equal bytes."""
-    return b"".join(canonical_json(item.to_json()) + b"\n" for item in items)
+    """One question a line, compact JSON: equal questions give equal bytes."""
+    return b"".join(compact_json(item.to_json()).encode() + b"\n" for item in items)
 
 
 def from_jsonl(data: bytes) -> tuple[ExamItem, ...]:

@@ -90,7 +90,8 @@ def import_peft(
         examination,
         override=override,
         author=author,
-        retry_with=f'lamina tag @{short(stack.digest)} {name} --accept-regression "why"',
+        kept_as=f"@{short(layer.digest)}",
+        retry_with=f'lamina tag @{short(layer.digest)} {name} --accept-regression "why"',
     )
     store.remove_root(layer.digest)  # the named stack keeps it from here on
     return {"name": str(name.at_version(version)), "stack": stack.digest, "layer": layer.digest}

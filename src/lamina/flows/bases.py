@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lamina.core.digest import digest_bytes
-from lamina.core.errors import UnknownNameError, UsageError
+from lamina.core.errors import StoreError, UnknownNameError, UsageError
 from lamina.core.manifests import (
     IDENTITY,
     JSON_TYPE,
@@ -87,15 +87,30 @@ def _pulling(reporter: Reporter, text: str) -> None:
 
 
 def _put(store: Store, pulled: "PulledBase") -> tuple[Descriptor, bool]:
-    try:
-        return store.find_base(pulled.config.identity), False
-    except UnknownNameError:
-        pass
+    known = _known(store, pulled.config.identity)
+    if known is not None and _intact(store, known):
+        return known, False
     blobs = [
         store.adopt_file(path, _TYPES.get(path.suffix, TEXT_TYPE), title=path.name)
         for path in sorted(pulled.directory.iterdir())
     ]
-    return store.put_base(pulled.config, blobs, pulled.source), True
+    return store.put_base(pulled.config, blobs, pulled.source), known is None
+
+
+def _known(store: Store, identity: str) -> Descriptor | None:
+    try:
+        return store.find_base(identity)
+    except UnknownNameError:
+        return None
+
+
+def _intact(store: Store, base: Descriptor) -> bool:
+    """Whether every byte of a stored base is right; if not, pulling it again heals it."""
+    try:
+        manifest = store.manifest(base.digest)
+    except StoreError:
+        return False
+    return all(store.intact(blob.digest) for blob in (manifest.config, *manifest.layers))
 
 
 def listing(store: Store) -> list[dict[str, Any]]:
@@ -140,6 +155,9 @@ def render(found: dict[str, Any]) -> str:
 def remove(store: Store, name: str) -> None:
     """Take a base's name away. Raises UsageError naming the stacks that stand on it."""
     base = store.resolve_base(name)
+    if [other.digest for other in store.bases().values()].count(base.digest) > 1:
+        store.untag_base(name)  # another name keeps it
+        return
     identity = (base.annotations or {}).get(IDENTITY)
     standing = sorted(
         Name(stack, tag).full
@@ -152,8 +170,7 @@ def remove(store: Store, name: str) -> None:
             f"{name} carries named stacks", faults=standing, hint="remove those names first"
         )
     store.untag_base(name)
-    if base.digest not in {other.digest for other in store.bases().values()}:
-        store.remove_root(base.digest)
+    store.remove_root(base.digest)
 
 
 def _stands_on(store: Store, stack: Descriptor) -> str:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lamina.core.digest import digest_bytes, digest_json
-from lamina.core.errors import DataError, UnknownNameError
+from lamina.core.errors import DataError, ReadOnlyStoreError, UnknownNameError
 from lamina.core.files import atomic_write
-from lamina.core.manifests import SCORES_TYPE, ExamSpec, ScoresEvidence, StackedLayer
+from lamina.core.manifests import SCORES_TYPE, ExamSpec, ScoresEvidence, StackConfig
 from lamina.core.names import Name
 from lamina.core.recipe import ScorerName
 from lamina.core.report import Reporter
@@ -25,7 +25,7 @@ from lamina.flows import runs
 from lamina.flows.examinee import StackExaminee
 from lamina.gate.verdict import Unexamined, Verdict, verdict
 from lamina.stack.compile import compile_stack
-from lamina.stack.resolve import ResolvedLayer, ResolvedStack, of_descriptor, resolve
+from lamina.stack.resolve import ResolvedLayer, ResolvedStack, of_config, of_descriptor, resolve
 from lamina.store.layout import Store
 
 ENGINE = digest_json({"dtype": "bfloat16", "sampling": "greedy", "version": 1})
@@ -159,7 +159,9 @@ def probe_prompts(
     found: dict[Any, None] = {}
     for exam in carried(store, stack.layers):
         for item in (exam.items or ())[:rows]:
-            found[(item.messages, item.tools)] = None
+            tools = item.example.tools if item.example else item.tools
+            if item.prompt:  # plain text asks nothing
+                found[(item.prompt, tools)] = None
     return list(found)
 
 
@@ -196,7 +198,11 @@ def sit(
             engine=ENGINE,
             items=tuple((item.value, item.weight, item.answer) for item in items),
         )
-        store.put_evidence(SCORES_TYPE, evidence, stack.descriptor)
+        try:
+            stored = store.put_stack(stack.config.base, stack.config.layers)
+            store.put_evidence(SCORES_TYPE, evidence, stored)
+        except ReadOnlyStoreError:
+            reporter.say("the store is read-only: this result is not recorded")
 
     def progress(exam: Exam, done: int, total: int) -> None:
         text = f"examining {stack.label} on {exam.name}: {done}/{total}"
@@ -219,9 +225,8 @@ def parent_of(store: Store, stack: ResolvedStack) -> ResolvedStack | None:
     """The stack without its top layer; None for a bare base."""
     if not stack.layers:
         return None
-    beneath: tuple[StackedLayer, ...] = stack.config.layers[:-1]
-    descriptor = store.put_stack(stack.config.base, beneath)
-    return of_descriptor(store, descriptor, label=f"{stack.label}~1", force=True)
+    beneath = StackConfig(base=stack.config.base, layers=stack.config.layers[:-1])
+    return of_config(store, beneath, label=f"{stack.label}~1", force=True)
 
 
 def examine_stack(

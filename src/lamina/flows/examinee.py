@@ -51,7 +51,9 @@ class StackExaminee:
         encoded = encode_all(
             examples, self._format, max_length=MAX_LENGTH, overlong="truncate"
         ).rows
-        return self._likelihoods(examples, encoded, progress)
+        place = {example.content_digest(): i for i, example in enumerate(examples)}
+        owners = [place[row.example] for row in encoded]  # a row may leave none, or several
+        return self._likelihoods(len(examples), encoded, owners, progress)
 
     def choice_scores(self, prompt: Prompt, choices: Sequence[str]) -> list[Likelihood]:
         """Of each choice as the answer to `prompt`: its own tokens only, in order."""
@@ -64,7 +66,7 @@ class StackExaminee:
         ]
         rows = [_last_turn_only(self._format.prompt_ids(prompt.messages, prompt.tools), encoded)
                 for encoded in self._one_each(examples)]  # fmt: skip
-        return self._likelihoods(examples, rows, lambda done, total: None)
+        return self._likelihoods(len(rows), rows, range(len(rows)), lambda done, total: None)
 
     def _one_each(self, examples: Sequence[Example]) -> list[Encoded]:
         encoded = [
@@ -77,12 +79,10 @@ class StackExaminee:
 
     @torch.inference_mode()
     def _likelihoods(
-        self, examples: Sequence[Example], rows: Sequence[Encoded], progress: Progress
+        self, examples: int, rows: Sequence[Encoded], owners: Sequence[int], progress: Progress
     ) -> list[Likelihood]:
         """Sum each row's loss into the example it came from."""
-        index = {example.content_digest(): i for i, example in enumerate(examples)}
-        totals = [[0.0, 0] for _ in examples]
-        owners = [index[row.example] for row in rows] if len(rows) != len(examples) else None
+        totals = [[0.0, 0] for _ in range(examples)]
         plan = plan_batches([len(row) for row in rows], BATCH_TOKENS, seed=0, epoch=0)
         done = 0
         for batch_rows in plan:
@@ -92,11 +92,10 @@ class StackExaminee:
             sums.index_add_(0, batch.row_of_target, losses.cpu())
             counts = torch.bincount(batch.row_of_target, minlength=len(batch_rows))
             for row, nll, tokens in zip(batch_rows, sums.tolist(), counts.tolist(), strict=True):
-                owner = owners[row] if owners else row
-                totals[owner][0] += nll
-                totals[owner][1] += tokens
+                totals[owners[row]][0] += nll
+                totals[owners[row]][1] += tokens
             done += len(batch_rows)
-            progress(min(done, len(examples)), len(examples))
+            progress(min(done, examples), examples)
         return [Likelihood(nll, int(tokens)) for nll, tokens in totals]
 
 

@@ -188,7 +188,8 @@ def render_history(moves: list[dict[str, Any]]) -> str:
         return "no name has been given yet"
     lines = []
     for move in moves:
-        gate = "gate passed" if move["passed"] else f"override: {move['override']}"
+        gate = "gate passed" if move["passed"] else "gate overridden"
+        gate += f": {move['override']}" if move["override"] else ""
         who = f" by {move['author']}" if move["author"] else ""
         lines.append(
             f"{move['name']}:v{move['version']}  @{short(move['stack'])}  "

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from lamina.bases import families
-from lamina.core.errors import LaminaError, UsageError
+from lamina.core.digest import short
+from lamina.core.errors import DataError, LaminaError, UsageError
 from lamina.core.manifests import (
     COST_TYPE,
     JSON_TYPE,
@@ -38,7 +39,7 @@ from lamina.flows.examine import Examination, exam_of, examine_for_gate, keep_pr
 from lamina.flows.naming import name_stack
 from lamina.lowrank import codec
 from lamina.stack.compile import Compiled, compile_stack
-from lamina.stack.resolve import ResolvedStack, of_descriptor, resolve
+from lamina.stack.resolve import ResolvedStack, of_config, of_descriptor, resolve
 from lamina.store.layout import Store
 from lamina.tokens.mask import EncodeReport, encode_all
 from lamina.train.events import EventLog
@@ -107,7 +108,7 @@ def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run:
         created=runs.now().isoformat(),
         name=name.name,
         on=request.on,
-        stack=beneath.digest,
+        stack=beneath.config,
         recipe=request.recipe,
         format=dataset.format,
         files=dataset.files,
@@ -120,7 +121,8 @@ def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run:
         accept_regression=request.accept_regression,
         force=request.force,
     )
-    return runs.create(store, spec, parts.train, parts.held_out, [data for _, data in exams])
+    directory = store.runs_dir / spec.id
+    return runs.create(directory, spec, parts.train, parts.held_out, [data for _, data in exams])
 
 
 def _exams(
@@ -161,7 +163,7 @@ def execute(
         spec = run.spec
         if done is not None:  # landed earlier; only the gate is left
             layer = store.describe(done.layer)
-            stack = of_descriptor(store, store.describe(done.stack), label=spec.name)
+            stack = of_descriptor(store, layer, label=spec.name, force=spec.force)
         else:
             layer, stack = _train_and_land(store, run, spec, reporter, should_stop)
             run.finish(runs.RunResult(layer=layer.digest, stack=stack.digest, name=None))
@@ -175,7 +177,7 @@ def _train_and_land(
     reporter: Reporter,
     should_stop: Callable[[], bool],
 ) -> tuple[Descriptor, ResolvedStack]:
-    beneath = of_descriptor(store, store.describe(spec.stack), label=spec.on, force=spec.force)
+    beneath = _beneath(store, spec)
     reporter.say(f"folding {len(beneath.layers)} layers into a copy of the base")
     compiled = compile_stack(store, beneath)
     try:
@@ -190,6 +192,11 @@ def _train_and_land(
     return land(store, run, spec, compiled, outcome, counts)
 
 
+def _beneath(store: Store, spec: runs.RunSpec) -> ResolvedStack:
+    """The stack that a run trains over, as it was when the run began."""
+    return of_config(store, spec.stack, label=spec.on, force=spec.force)
+
+
 def job_of(run: runs.Run, spec: runs.RunSpec, compiled: Compiled) -> tuple[Job, EncodeReport]:
     """A run's rows encoded for its base. Raises DataError, UsageError for unknown targets."""
     recipe = spec.recipe
@@ -199,6 +206,11 @@ def job_of(run: runs.Run, spec: runs.RunSpec, compiled: Compiled) -> tuple[Job, 
         max_length=recipe.max_length,
         overlong=recipe.overlong,
     )
+    if not train_set.rows:
+        raise DataError(
+            f"none of {train_set.report.rows} rows leaves a token to learn",
+            hint="raise max_length, lower held_out, or give rows with answers",
+        )
     looked_at = run.rows(runs.HELD_ROWS)[: recipe.eval_rows]
     eval_set = encode_all(
         looked_at, compiled.format, max_length=recipe.max_length, overlong="truncate"
@@ -350,7 +362,7 @@ def _examine_and_name(
     stack: ResolvedStack,
     reporter: Reporter,
 ) -> Learned:
-    beneath = of_descriptor(store, store.describe(spec.stack), label=spec.on, force=spec.force)
+    beneath = _beneath(store, spec)
     examination = examine_for_gate(store, stack, beneath, spec.name, reporter)
     version = name_stack(
         store,
@@ -359,6 +371,7 @@ def _examine_and_name(
         examination,
         override=spec.accept_regression,
         author=spec.author,
+        kept_as=f"@{short(layer.digest)}",
         retry_with=f'lamina train --resume {run.id} --accept-regression "why"',
     )
     name = Name(spec.name).at_version(version)

@@ -1,12 +1,11 @@
 """Moving a name: the gate decides, the move is one atomic step, and the decision is recorded."""
 
-from lamina.core.digest import short
-from lamina.core.errors import GateError
+from lamina.core.errors import GateError, WrongParentError
 from lamina.core.manifests import NAMING_TYPE, NamingEvidence
 from lamina.core.names import Name
 from lamina.flows import runs
 from lamina.flows.examine import Examination
-from lamina.stack.resolve import ResolvedStack
+from lamina.stack.resolve import ResolvedStack, check_parents
 from lamina.store.layout import Store
 
 
@@ -18,6 +17,7 @@ def name_stack(
     *,
     override: str | None,
     author: str | None,
+    kept_as: str,
     retry_with: str,
 ) -> int:
     """Point `name` at `stack` if the gate passes, or with an override and its reason on record.
@@ -30,12 +30,13 @@ def name_stack(
         raise GateError(
             f"{name} was not moved: inherited exams got significantly worse",
             faults=verdict.reasons,
-            hint=f"the stack is kept as @{short(stack.digest)}; "
-            f"to name it all the same: {retry_with}",
+            hint=f"the stack is kept as {kept_as}; to name it all the same: {retry_with}",
         )
-    if examination.previous == stack.digest:
-        return store.move(name.name, stack.descriptor, expected=stack.digest)
-    version = store.move(name.name, stack.descriptor, expected=examination.previous)
+    stored = store.put_stack(stack.config.base, stack.config.layers)
+    version = store.move(name.name, stored, expected=examination.previous)
+    if examination.previous == stack.digest and _recorded(store, stack, name.name, version):
+        return version
+    reasons = [] if verdict.passed else [override]
     record = NamingEvidence(
         created=runs.now().isoformat(),
         name=name.name,
@@ -43,8 +44,23 @@ def name_stack(
         previous=examination.previous,
         compared_with=examination.compared_with,
         verdict=verdict.model_dump(mode="json"),
-        override=None if verdict.passed else override,
+        override="; ".join(filter(None, [*reasons, _forced(stack)])) or None,
         author=author,
     )
-    store.put_evidence(NAMING_TYPE, record, stack.descriptor)
+    store.put_evidence(NAMING_TYPE, record, stored)
     return version
+
+
+def _recorded(store: Store, stack: ResolvedStack, name: str, version: int) -> bool:
+    """Whether this move is on record: a kill may have come between the move and its record."""
+    records = store.evidence(stack.digest, NAMING_TYPE, NamingEvidence)
+    return any(record.name == name and record.version == version for record in records)
+
+
+def _forced(stack: ResolvedStack) -> str | None:
+    """What --force let pass, if anything."""
+    try:
+        check_parents(stack)
+    except WrongParentError as error:
+        return "--force: " + "; ".join(error.faults)
+    return None

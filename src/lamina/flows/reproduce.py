@@ -2,11 +2,12 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lamina.core.digest import short
 from lamina.core.errors import CheckError, UsageError
+from lamina.core.files import TEMP_PREFIX
 from lamina.core.manifests import COST_TYPE, LAYER_TYPE, CostEvidence
 from lamina.core.report import Reporter
 from lamina.data.provenance import content_digest
@@ -95,7 +96,7 @@ def reproduce(
         created=runs.now().isoformat(),
         name=config.name,
         on=text,
-        stack=beneath.digest,
+        stack=beneath.config,
         recipe=config.recipe,
         format=config.data.format,
         files=config.data.files,
@@ -106,10 +107,13 @@ def reproduce(
         author=config.author,
         exams=(),
     )
-    run = runs.create(store, spec, parts.train, parts.held_out, ())
+    # no run of its own: `collect` sweeps what a kill leaves, and nothing can be resumed into a name
+    directory = store.cache_dir / f"{TEMP_PREFIX}{spec.id}"
+    run = runs.create(directory, spec, parts.train, parts.held_out, ())
     try:
         compiled = compile_stack(store, beneath)
         job, counts = job_of(run, spec, compiled)
+        job = replace(job, resume_with=f"lamina reproduce {text} (from its start)")
         outcome = train(job, EventLog(None, reporter.event), should_stop)
         again, blobs = layer_object(store, run, spec, compiled, outcome, counts)
         # exams travel as they are: they are cut by hash, not trained

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from lamina.core.digest import Digest
 from lamina.core.errors import StoreBusyError, UnknownNameError, UsageError
 from lamina.core.files import atomic_directory, atomic_write
-from lamina.core.manifests import ExamSpec, SourceFile
+from lamina.core.manifests import ExamSpec, SourceFile, StackConfig
 from lamina.core.recipe import Recipe
 from lamina.core.values import Value
 from lamina.data.example import Example
@@ -43,8 +43,8 @@ class RunSpec(Value):
     """Name that the stack gets."""
     on: str
     """What the user called the stack beneath."""
-    stack: Digest
-    """The stack beneath."""
+    stack: StackConfig
+    """The stack beneath; nothing else need keep it while the run waits."""
     recipe: Recipe
     format: str
     files: tuple[SourceFile, ...]
@@ -138,14 +138,13 @@ class Run:
 
 
 def create(
-    store: Store,
+    directory: Path,
     spec: RunSpec,
     train: Sequence[Example],
     held: Sequence[Example],
     exams: Sequence[bytes],
 ) -> Run:
     """Write a run's folder, whole or not at all."""
-    directory = store.runs_dir / spec.id
     with atomic_directory(directory) as work:
         (work / TRAIN_ROWS).write_text(_jsonl(train), encoding="utf-8")
         (work / HELD_ROWS).write_text(_jsonl(held), encoding="utf-8")
@@ -183,7 +182,7 @@ def find(store: Store, run_id: str | None) -> Run:
     """
     runs = all_runs(store)
     if run_id is None:
-        open_runs = [run for run in runs if run.result is None]
+        open_runs = [run for run in runs if (done := run.result) is None or done.name is None]
         if not open_runs:
             raise UnknownNameError("no run is waiting to be resumed", hint="start: lamina train …")
         return open_runs[-1]

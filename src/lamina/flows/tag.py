@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from lamina.core.digest import short
 from lamina.core.errors import UsageError
 from lamina.core.names import LATEST, parse_name
 from lamina.core.report import Reporter
@@ -35,8 +34,9 @@ def tag(
         stack,
         name,
         examination,
-        override=override or ("--force: layers put where they were not trained" if force else None),
+        override=override,
         author=author,
-        retry_with=f'lamina tag @{short(stack.digest)} {name} --accept-regression "why"',
+        kept_as=text,
+        retry_with=f'lamina tag {text} {name} --accept-regression "why"',
     )
     return {"name": str(name.at_version(version)), "stack": stack.digest}

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from lamina.bases.sample import Sampling, Stream
+from lamina.core.errors import UsageError
 from lamina.data.example import Message
 from lamina.stack.compile import Compiled, compile_stack
 from lamina.stack.resolve import resolve
@@ -48,16 +49,19 @@ class Conversation:
     def ask(self, text: str) -> Iterator[str]:
         """Stream the answer in pieces of text; afterwards both turns are in the history.
 
-        When the caller stops early, what was said so far is the turn.
+        When the caller stops early, what was said so far is the turn. Raises UsageError, before
+        anything is said, for a conversation that the base cannot read.
         """
         turns = (*self.history, Message(role="user", content=text))
         format_ = self._compiled.format
+        prompt = format_.prompt_ids(turns, ())  # raises before anything is said
+        room = self._room(len(prompt))
         decoder = StreamDecoder(format_.tokenizer, format_.stop_strings)
         said: list[str] = []
         try:
             for token in self._stream.tokens(
-                format_.prompt_ids(turns, ()),
-                max_new_tokens=self._max_tokens,
+                prompt,
+                max_new_tokens=min(self._max_tokens, room),
                 stop_ids=format_.stop_ids,
                 sampling=self._sampling,
             ):
@@ -73,3 +77,15 @@ class Conversation:
                 yield rest
         finally:
             self.history = (*turns, Message(role="assistant", content="".join(said)))
+
+    def _room(self, tokens: int) -> int:
+        """Tokens left for an answer. Raises UsageError when the base cannot read that many."""
+        context = getattr(self._compiled.model.config, "max_position_embeddings", None)
+        if not isinstance(context, int):
+            return self._max_tokens
+        if tokens >= context:
+            raise UsageError(
+                f"the conversation has {tokens} tokens, the base reads {context}",
+                hint="say less at once, or forget what was said: /reset",
+            )
+        return context - tokens

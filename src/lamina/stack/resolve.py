@@ -84,11 +84,21 @@ def of_descriptor(
     if manifest.artifactType == LAYER_TYPE:
         top = store.config(manifest, LayerConfig)
         whole = (*top.parents, StackedLayer(layer=descriptor.digest))
-        return of_descriptor(store, store.put_stack(top.base, whole), label=label, force=force)
+        return of_config(store, StackConfig(base=top.base, layers=whole), label=label, force=force)
     if manifest.artifactType != STACK_TYPE:
         raise UsageError(f"{label} is no stack, layer or base but {manifest.artifactType}")
-    config = store.config(manifest, StackConfig)
+    return of_config(store, store.config(manifest, StackConfig), label=label, force=force)
+
+
+def of_config(
+    store: Store, config: StackConfig, *, label: str, force: bool = False
+) -> ResolvedStack:
+    """The stack of a base and layers, whether or not its manifest is in the store.
+
+    Writes nothing: `Store.put_stack` does, before something is recorded about it or it is named.
+    """
     base = store.find_base(config.base)
+    descriptor = store.describe_stack(config.base, config.layers)
     layers = tuple(_layer(store, item) for item in config.layers)
     stack = ResolvedStack(descriptor, config, base, _base_config(store, base), layers, label)
     if not force:
@@ -98,9 +108,8 @@ def of_descriptor(
 
 def over_base(store: Store, base: Descriptor, *, label: str) -> ResolvedStack:
     """The stack of no layers over a base."""
-    config = _base_config(store, base)
-    descriptor = store.put_stack(config.identity, ())
-    return ResolvedStack(descriptor, StackConfig(base=config.identity), base, config, (), label)
+    identity = _base_config(store, base).identity
+    return of_config(store, StackConfig(base=identity), label=label)
 
 
 def check_parents(stack: ResolvedStack) -> None:

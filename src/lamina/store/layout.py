@@ -124,5 +124,5 @@ class Store(ObjectStore):
                 return
             self.blobs_dir.mkdir(parents=True, exist_ok=True)
             if not self.index_path.exists():
-                atomic_write(self.index_path, ImageIndex().to_bytes())
+                atomic_write(self.index_path, ImageIndex(manifests=()).to_bytes())
             atomic_write(self.root / LAYOUT_FILE, Layout().to_bytes())

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from lamina.core.digest import digest_bytes
 from lamina.core.errors import (
     LaminaError,
     MissingBlobError,
@@ -14,6 +15,7 @@ from lamina.core.manifests import (
     CONFIG_SUFFIX,
     IDENTITY,
     LAYER_TYPE,
+    MANIFEST_TYPE,
     REF_NAME,
     SOURCE,
     STACK_TYPE,
@@ -83,6 +85,26 @@ class ObjectStore(RefStore):
         MissingBlobError, each listing all.
         """
         config = StackConfig(base=base_identity, layers=tuple(layers))
+        return self.put_object(STACK_TYPE, config, self._carried(layers))
+
+    def describe_stack(self, base_identity: str, layers: Sequence[StackedLayer]) -> Descriptor:
+        """What `put_stack` would return, without writing anything. Raises as `put_stack` does."""
+        data = StackConfig(base=base_identity, layers=tuple(layers)).to_bytes()
+        config = Descriptor(
+            mediaType=STACK_TYPE + CONFIG_SUFFIX, digest=digest_bytes(data), size=len(data)
+        )
+        manifest = ImageManifest(
+            artifactType=STACK_TYPE, config=config, layers=self._carried(layers)
+        ).to_bytes()
+        return Descriptor(
+            mediaType=MANIFEST_TYPE,
+            artifactType=STACK_TYPE,
+            digest=digest_bytes(manifest),
+            size=len(manifest),
+        )
+
+    def _carried(self, layers: Sequence[StackedLayer]) -> tuple[Descriptor, ...]:
+        """Every blob of every layer, once each."""
         carried: dict[str, Descriptor] = {}
         faults: list[tuple[LaminaError, str]] = []
         for digest in dict.fromkeys(item.layer for item in layers):
@@ -100,7 +122,7 @@ class ObjectStore(RefStore):
                 faults=[text for _, text in faults],
                 hint="give digests of layers that the store has",
             )
-        return self.put_object(STACK_TYPE, config, tuple(carried.values()))
+        return tuple(carried.values())
 
     def put_base(self, config: BaseConfig, blobs: Sequence[Descriptor], source: str) -> Descriptor:
         """Store a base and keep it. One with the same identity is returned as it is.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from lamina.core.digest import canonical_json
+from lamina.core.digest import compact_json
 from lamina.data.example import ToolCall
 
 CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
@@ -147,4 +147,4 @@ def _call(value: Any) -> ToolCall:
         arguments = _decode(arguments, 0)[0]
     if not isinstance(arguments, dict):
         raise ValueError(f"the arguments of {value['name']!r} are not an object")
-    return ToolCall(name=value["name"], arguments=canonical_json(arguments).decode())
+    return ToolCall(name=value["name"], arguments=compact_json(arguments))

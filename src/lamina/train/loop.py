@@ -206,9 +206,14 @@ class _Run:
             self._stop("stop_after")
         elif recipe.patience is not None and progress.since_best >= recipe.patience:
             self._stop("patience")
-        elif recipe.max_minutes and self.elapsed() > OVERTIME * 60 * recipe.max_minutes:
+        elif self._overtime():
             self._stop("time")
         return self.progress.stopped is not None
+
+    def _overtime(self) -> bool:
+        """Whether the time limit is well past; at least one step is taken."""
+        limit = self.recipe.max_minutes
+        return bool(limit and self.progress.step and self.elapsed() > OVERTIME * 60 * limit)
 
     def _stop(self, why: str) -> None:
         self._update(stopped=why)

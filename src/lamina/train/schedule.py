@@ -24,9 +24,12 @@ def planned_steps(recipe: Recipe, batches_per_epoch: int) -> int:
 
 
 def warmup_steps(recipe: Recipe, steps: int) -> int:
-    """Steps of linear warm-up; at least three where the run is long enough."""
+    """Steps of linear warm-up; at least three where the run is long enough.
+
+    `recipe.warmup_steps` stands even where the run is shorter: it then ends on the way up.
+    """
     if recipe.warmup_steps is not None:
-        return min(recipe.warmup_steps, steps)
+        return recipe.warmup_steps
     if recipe.max_minutes is not None:
         return min(LIMITED_WARMUP, steps)
     return min(steps, max(round(recipe.warmup * steps), min(LEAST_WARMUP, steps // 4)))

@@ -1,0 +1,49 @@
+"""In from and out to other tools."""
+
+import json
+
+import pytest
+
+peft = pytest.importorskip("peft")
+
+
+def test_export_peft_comes_back_by_import(program, tmp_path):
+    out = tmp_path / "adapter"
+    found = program("export", "times", out, "--to", "peft", "--json").done().json
+    assert found["parity"]["max_rel"] <= found["parity"]["limit"]
+    assert (out / "adapter_model.safetensors").is_file()
+    options = ("--on", "pico", "--as", "back", "--licence", "MIT", "--json")
+    back = program("import", "peft", out, *options).done().json
+    assert back["name"] == "back:v1"
+    ask = ("--once", "what is 1 plus 2?", "--max-tokens", 8)
+    assert program("chat", "back", *ask).out == program("chat", "times", *ask).out
+    program("reproduce", "back").refused("carries no recipe")
+
+
+def test_export_hf_is_a_base_again(program, tmp_path):
+    program("export", "sums", tmp_path / "model", "--to", "hf").done()
+    pulled = program("base", "pull", tmp_path / "model", "--as", "whole", "--json").done().json
+    assert pulled["new"] is True
+
+
+def test_bad_targets_and_folders_are_refused(shared, tmp_path):
+    shared("export", "sums", tmp_path, "--to", "peft").refused("exists already")
+    shared("export", "sums", tmp_path / "x", "--to", "onnx").refused("hf", "peft")
+    shared("export", "nobody", tmp_path / "x", "--to", "peft").refused("nobody")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_adapters_that_are_none_are_refused(program, tmp_path):
+    def take(folder):
+        return program("import", "peft", folder, "--on", "pico", "--as", "taken")
+
+    take(tmp_path / "none").refused("no adapter_config.json", "no adapter_model.safetensors")
+    (tmp_path / "adapter_model.bin").write_bytes(b"\x80\x04.")
+    take(tmp_path).refused("pickle")
+    program("export", "sums", tmp_path / "a", "--to", "peft").done()
+    config = tmp_path / "a" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
+    take(tmp_path / "a").refused("dora")
+    config.write_text("{")
+    take(tmp_path / "a").refused("adapter_config.json")
+    assert "taken" not in str(program("list", "--json").json)

@@ -1,0 +1,95 @@
+"""The Python API: the same verbs, the same store, the same refusals."""
+
+import pytest
+
+import lamina
+from lamina.core.errors import UnknownNameError, UsageError
+
+
+class Heard:
+    """A reporter that keeps what it hears."""
+
+    def __init__(self):
+        self.said, self.events = [], []
+
+    def say(self, text):
+        self.said.append(text)
+
+    def event(self, event):
+        self.events.append(event["event"])
+
+
+OPTIONS = {"rank": 2, "steps": 2, "max_length": 64, "exams": ("loss",)}
+
+
+@pytest.fixture
+def home(program):
+    """A store to change, with stacks `sums` and `times`."""
+    return program.home
+
+
+def test_public_names_are_all_there_and_no_others():
+    for name in lamina.__all__:
+        assert getattr(lamina, name) is not None
+    with pytest.raises(AttributeError, match="pul"):
+        _ = lamina.pul
+
+
+def test_train_returns_the_new_stack_and_leaves_the_old(home, rows):
+    heard = Heard()
+    base = lamina.load("pico", home=home, reporter=heard)
+    before = base.digest
+    stack = base.train(rows, name="fresh", **OPTIONS)
+    assert stack.name == "fresh:v1"
+    assert base.digest == before != stack.digest
+    assert lamina.load("fresh", home=home).digest == stack.digest
+    assert "step" in heard.events
+    assert any("rows (" in text for text in heard.said)
+    assert "fresh:v1" in repr(stack)
+
+
+def test_a_stack_stays_what_it_was_when_its_name_moves(home, more_rows):
+    sums = lamina.load("sums", home=home)
+    answer = sums.chat("what is 1 plus 2?", max_tokens=6)
+    sums.train([more_rows], name="sums", accept_regression="it is a test", **OPTIONS)
+    assert lamina.load("sums", home=home).digest != sums.digest
+    assert sums.chat("what is 1 plus 2?", max_tokens=6) == answer
+    assert sums.show()["stack"] == sums.digest
+    assert sums.exam().stack == sums.digest
+
+
+def test_a_recipe_and_options_go_together(home, rows):
+    recipe = lamina.Recipe(steps=2, max_length=64, exams=("loss",))
+    stack = lamina.load("pico", home=home).train(rows, name="fresh", recipe=recipe, rank=3)
+    (layer,) = stack.show()["layers"]
+    assert (layer["rank"], layer["recipe"]["steps"]) == (3, 2)
+
+
+@pytest.mark.parametrize("option", [{"rnak": 3}, {"on": "x"}, {"lr": 7}, {"name_": "x"}])
+def test_unknown_options_are_refused(made, rows, option):
+    with pytest.raises(UsageError, match=next(iter(option))):
+        lamina.load("pico", home=made).train(rows, name="fresh", **option)
+
+
+def test_exam_gives_scores(made):
+    found = lamina.load("times", home=made).exam(against="sums").to_json()
+    assert [score["layer"] for score in found["scores"]] == ["sums", "times"]
+
+
+def test_export_is_checked(home, tmp_path):
+    pytest.importorskip("peft")
+    found = lamina.load("times", home=home).export(tmp_path / "out", to="peft")
+    assert found["parity"]["max_rel"] <= found["parity"]["limit"]
+
+
+def test_pull_and_load(home, pico):
+    assert lamina.pull(str(pico), name="again", home=home).digest == lamina.load(
+        "pico", home=home
+    ).digest  # fmt: skip
+    with pytest.raises(UnknownNameError, match="nobody"):
+        lamina.load("nobody", home=home)
+
+
+def test_the_store_is_the_command_lines_by_default(made, monkeypatch):
+    monkeypatch.setenv("LAMINA_HOME", str(made))
+    assert lamina.load("sums").digest == lamina.load("sums", home=made).digest
