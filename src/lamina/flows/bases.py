@@ -51,7 +51,7 @@ class Pulled:
 
 
 def pull(store: Store, source: str, name: str | None, reporter: Reporter) -> Pulled:
-    """Fetch, convert once, store. A name that is known from the same source is fetched no more.
+    """Fetch, convert, store; content that the store has already is not stored again.
 
     Raises BaseError, UsageError, StoreError.
     """

@@ -14,7 +14,13 @@ from lamina.core.recipe import ScorerName
 from lamina.core.report import Reporter
 from lamina.core.scores import Comparison, ItemScore
 from lamina.data.example import Example, Message
-from lamina.data.exams import default_scorers, items_from_examples, to_jsonl
+from lamina.data.exams import (
+    ExamItem,
+    default_scorers,
+    items_from_examples,
+    read_exam_file,
+    to_jsonl,
+)
 from lamina.data.read import read
 from lamina.exams import tasks
 from lamina.exams.report import Matrix, comparisons, interval_text, matrix, score_of, value_text
@@ -31,7 +37,7 @@ from lamina.store.layout import Store
 ENGINE = digest_json({"dtype": "bfloat16", "sampling": "greedy", "version": 1})
 """What besides stack and questions decides an answer. Raise the version when sampling changes."""
 
-ANSWER_TOKENS: dict[ScorerName, int] = {"tool_call": 160, "exact": 48, "numeric": 256}
+ANSWER_TOKENS: dict[ScorerName, int] = {"tool_call": 128, "exact": 48, "numeric": 256}
 """Longest generated answer in an exam, by scorer; others generate nothing."""
 
 PROBES_AN_EXAM = 2
@@ -127,10 +133,35 @@ def exam_of(
 
     Raises DataError when none is left.
     """
-    items = SCORERS[scorer].usable(items_from_examples(examples, scorer))
+    return _made(name, scorer, items_from_examples(examples, scorer), private=private)
+
+
+def exams_in(path: str, name: str, *, private: bool = False) -> list[tuple[ExamSpec, bytes]]:
+    """The exams that a file gives: rows of data, or questions as a layer carries them.
+
+    One for each scorer that fits. Raises DataError listing what is wrong with the rows.
+    """
+    try:
+        examples = read([path]).examples
+    except DataError as as_rows:
+        try:
+            items = read_exam_file(Path(path))
+        except DataError:
+            raise as_rows from None
+        fitting = [scorer for scorer, each in SCORERS.items() if each.usable(items)]
+        return [_made(name, scorer, items, private=private) for scorer in fitting]
+    return [
+        exam_of(name, scorer, examples, private=private) for scorer in default_scorers(examples)
+    ]
+
+
+def _made(
+    name: str, scorer: ScorerName, questions: Sequence[ExamItem], *, private: bool
+) -> tuple[ExamSpec, bytes]:
+    items = SCORERS[scorer].usable(questions)
     if not items:
         raise DataError(
-            f"none of {len(examples)} rows has what the scorer {scorer!r} needs for exam {name}",
+            f"none of {len(questions)} rows has what the scorer {scorer!r} needs for exam {name}",
             hint="choose another with --scorer, or hold out more rows with --held-out",
         )
     data = to_jsonl(items)
@@ -146,10 +177,8 @@ def exam_of(
 
 
 def from_file(path: str) -> list[Exam]:
-    """Exams of a file of questions, one for each scorer that fits its rows."""
-    examples = read([path]).examples
-    made = [exam_of(Path(path).stem, scorer, examples) for scorer in default_scorers(examples)]
-    return [tasks.load(spec, NO_LAYER, data) for spec, data in made]
+    """Exams of a file, one for each scorer that fits it; no layer carries them."""
+    return [tasks.load(spec, NO_LAYER, data) for spec, data in exams_in(path, Path(path).stem)]
 
 
 def probe_prompts(

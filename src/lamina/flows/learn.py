@@ -35,10 +35,16 @@ from lamina.data.provenance import content_digest
 from lamina.data.read import read
 from lamina.data.split import split
 from lamina.flows import runs
-from lamina.flows.examine import Examination, exam_of, examine_for_gate, keep_private
+from lamina.flows.examine import (
+    Examination,
+    exam_of,
+    examine_for_gate,
+    exams_in,
+    keep_private,
+)
 from lamina.flows.naming import name_stack
 from lamina.lowrank import codec
-from lamina.stack.compile import Compiled, compile_stack
+from lamina.stack.compile import DTYPES, Compiled, compile_stack
 from lamina.stack.resolve import ResolvedStack, of_config, of_descriptor, resolve
 from lamina.store.layout import Store
 from lamina.tokens.mask import EncodeReport, encode_all
@@ -129,14 +135,13 @@ def _exams(
     request: Request, name: str, held_out: Sequence[Example]
 ) -> list[tuple[ExamSpec, bytes]]:
     """The layer's own exam, one spec a scorer, from held-out rows and --exam files."""
-    sources: list[tuple[str, Sequence[Example]]] = [(name, held_out)] if held_out else []
+    made: list[tuple[ExamSpec, bytes]] = []
+    if held_out:
+        for scorer in request.recipe.exams or default_scorers(held_out):
+            made.append(exam_of(name, scorer, held_out, private=request.private))
     for file in request.exam_files:
-        sources.append((f"{name}.{_slug(Path(file).stem)}", read([file]).examples))
-    result = []
-    for exam_name, examples in sources:
-        for scorer in request.recipe.exams or default_scorers(examples):
-            result.append(exam_of(exam_name, scorer, examples, private=request.private))
-    return result
+        made += exams_in(file, f"{name}.{_slug(Path(file).stem)}", private=request.private)
+    return made
 
 
 def _slug(text: str) -> str:
@@ -179,7 +184,7 @@ def _train_and_land(
 ) -> tuple[Descriptor, ResolvedStack]:
     beneath = _beneath(store, spec)
     reporter.say(f"folding {len(beneath.layers)} layers into a copy of the base")
-    compiled = compile_stack(store, beneath)
+    compiled = compile_stack(store, beneath, dtype=DTYPES[spec.recipe.dtype])
     try:
         job, counts = job_of(run, spec, compiled)
     except LaminaError:

@@ -21,21 +21,23 @@ TOOLS, REASONING = "quickstart-tools", "quickstart-reasoning"
 LICENCE = "Apache-2.0"
 
 TOOLS_RECIPE = Recipe(
-    lr=1e-3,
-    epochs=1,
-    max_minutes=3.2,
-    held_out=0.12,
+    lr=2e-3,
+    epochs=4,
+    max_minutes=3.3,
+    batch_tokens=1024,
+    held_out=0.18,
     held_out_max=80,
-    eval_rows=16,
+    eval_rows=12,
     exams=("tool_call",),
 )
 REASONING_RECIPE = Recipe(
     lr=1e-3,
-    epochs=1,
+    epochs=2,
     max_minutes=2.0,
+    batch_tokens=1024,
     held_out=0.08,
     held_out_max=100,
-    eval_rows=32,
+    eval_rows=24,
     exams=("exact",),
 )
 

@@ -56,7 +56,14 @@ def _bfcl_rows(wheel: Path) -> Iterator[dict[str, Any]]:
             for row in _lines(wheel, f"bfcl_eval/data/possible_answer/{stem}")
         }
         for question in questions:
-            row = _bfcl_row(question, answers.get(question["id"], []))
+            said = " ".join(turn["content"] for turn in question["question"][0])
+            calls = [
+                {name: _grounded(arguments, said) for name, arguments in call.items()}
+                for call in answers.get(question["id"], [])
+            ]
+            if not calls or any(None in call.values() for call in calls):
+                continue
+            row = _bfcl_row(question, calls, answers[question["id"]])
             if len(json.dumps(row)) <= LONGEST_ROW:
                 yield row
 
@@ -66,13 +73,10 @@ def _lines(wheel: Path, member: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _bfcl_row(question: dict[str, Any], accepted: list[dict[str, Any]]) -> dict[str, Any]:
-    """One question as an OpenAI chat row; the target takes the first accepted value of each."""
-    calls = [
-        {"name": name, "arguments": _first_values(arguments)}
-        for call in accepted
-        for name, arguments in call.items()
-    ]
+def _bfcl_row(
+    question: dict[str, Any], calls: list[dict[str, Any]], accepted: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """One question as an OpenAI chat row, with the target calls and all accepted ones."""
     return {
         "messages": [
             *question["question"][0],
@@ -82,9 +86,10 @@ def _bfcl_row(question: dict[str, Any], accepted: list[dict[str, Any]]) -> dict[
                 "tool_calls": [
                     {
                         "type": "function",
-                        "function": {"name": c["name"], "arguments": json.dumps(c["arguments"])},
+                        "function": {"name": name, "arguments": json.dumps(arguments)},
                     }
-                    for c in calls
+                    for call in calls
+                    for name, arguments in call.items()
                 ],
             },
         ],
@@ -93,18 +98,32 @@ def _bfcl_row(question: dict[str, Any], accepted: list[dict[str, Any]]) -> dict[
     }
 
 
-def _first_values(arguments: dict[str, Any]) -> dict[str, Any]:
-    """{"unit": ["", "km"], "n": [3]} -> {"n": 3}: optional arguments are left out."""
-    return {k: _plain(v[0]) for k, v in arguments.items() if v and "" not in v}
+def _grounded(arguments: dict[str, list[Any]], said: str) -> dict[str, Any] | None:
+    """Arguments that can be read off the question; None when one cannot.
+
+    {"unit": ["", "km"], "n": [3]} -> {"n": 3}: what may be left out is left out. Some accepted
+    values follow from convention alone ("Paris, France", ISO dates); asking a small model for
+    those would measure what it knows, not whether it can call a function.
+    """
+    chosen = {}
+    for name, values in arguments.items():
+        if not values or "" in values:
+            continue
+        found = next((value for value in values if _is_said(value, said.casefold())), None)
+        if found is None:
+            return None
+        chosen[name] = found
+    return chosen
 
 
-def _plain(value: Any) -> Any:
-    """Accepted values nest: a dict's values are lists of alternatives again."""
-    if isinstance(value, dict):
-        return {k: _plain(v[0]) if isinstance(v, list) and v else v for k, v in value.items()}
+def _is_said(value: Any, said: str) -> bool:
+    """Whether a value, or every part of a list, stands in the question. Objects never count."""
     if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value
+        return bool(value) and all(_is_said(item, said) for item in value)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return False
+    text = str(value).casefold()
+    return re.search(rf"(?<![\w.]){re.escape(text)}(?![\w])", said) is not None
 
 
 def _schema(node: Any) -> Any:

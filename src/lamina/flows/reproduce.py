@@ -15,7 +15,7 @@ from lamina.data.read import read
 from lamina.data.split import split
 from lamina.flows import runs
 from lamina.flows.learn import job_of, layer_object
-from lamina.stack.compile import compile_stack
+from lamina.stack.compile import DTYPES, compile_stack
 from lamina.stack.resolve import ResolvedLayer, of_descriptor, resolve
 from lamina.store.layout import Store
 from lamina.train.events import EventLog
@@ -111,7 +111,7 @@ def reproduce(
     directory = store.cache_dir / f"{TEMP_PREFIX}{spec.id}"
     run = runs.create(directory, spec, parts.train, parts.held_out, ())
     try:
-        compiled = compile_stack(store, beneath)
+        compiled = compile_stack(store, beneath, dtype=DTYPES[config.recipe.dtype])
         job, counts = job_of(run, spec, compiled)
         job = replace(job, resume_with=f"lamina reproduce {text} (from its start)")
         outcome = train(job, EventLog(None, reporter.event), should_stop)

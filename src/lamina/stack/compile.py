@@ -52,7 +52,9 @@ def compile_stack(
 
     Raises LayerError listing every fault of every layer, CorruptBlobError, BaseError.
     """
-    loaded = load(base_directory(store, stack.base), dtype=dtype)
+    # a float32 base is folded in float32 before it is rounded, so that it is rounded only once
+    wide = bool(stack.layers) and stack.base_config.dtype == "float32"
+    loaded = load(base_directory(store, stack.base), dtype=torch.float32 if wide else dtype)
     linears = families.linears(loaded.model)
     factors = [layer_factors(store, layer) for layer in stack.layers]
     faults = [
@@ -64,6 +66,9 @@ def compile_stack(
         raise LayerError(f"{stack.label} does not fit its base", faults=faults)
     if factors:
         fold_into(linears, compose(factors))
+    if wide:
+        for parameter in loaded.model.parameters():  # not buffers: rotary tables stay float32
+            parameter.data = parameter.data.to(dtype)
     pad_id = loaded.tokenizer.pad_token_id
     return Compiled(
         stack=stack,
