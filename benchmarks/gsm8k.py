@@ -2,10 +2,11 @@
 
 1,000 rows of GSM8K's training set become a layer over the embedded base (a tenth held out by
 hash, which is its exam); the official test set's first rows are a second exam. Then a second layer
-is trained above on the dolly rows, and both exams are sat again.
+is trained above on the dolly rows (half as long), and both exams are sat again.
 """
 
 import json
+import re
 import resource
 import shutil
 from pathlib import Path
@@ -30,8 +31,6 @@ def first_rows(source: Path, target: Path, count: int) -> Path:
 def test_rows(source: Path, target: Path, count: int) -> Path:
     """GSM8K's official test questions as prompt and completion, worded as in training."""
     rows = [json.loads(line) for line in source.read_text().splitlines()[:count]]
-    import re
-
     clean = [
         {"prompt": r["question"], "completion": re.sub(r"<<.*?>>", "", r["answer"])} for r in rows
     ]
@@ -73,7 +72,7 @@ def main() -> None:
         say(first.examination.render())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         dolly = given.data / "train_dolly_small.jsonl"
-        above = Recipe(epochs=given.epochs, held_out=0.1, exams=("loss",))
+        above = Recipe(epochs=given.epochs / 2, held_out=0.1, exams=("loss",))
         second = learn_layer(store, "bench-gsm8k", "bench-dolly", dolly, above, [])
         say(second.examination.render())
     own = comparison(first, "bench-gsm8k/loss")

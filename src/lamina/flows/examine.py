@@ -136,10 +136,17 @@ def exam_of(
     return _made(name, scorer, items_from_examples(examples, scorer), private=private)
 
 
-def exams_in(path: str, name: str, *, private: bool = False) -> list[tuple[ExamSpec, bytes]]:
+def exams_in(
+    path: str,
+    name: str,
+    scorers: Sequence[ScorerName] | None = None,
+    *,
+    private: bool = False,
+) -> list[tuple[ExamSpec, bytes]]:
     """The exams that a file gives: rows of data, or questions as a layer carries them.
 
-    One for each scorer that fits. Raises DataError listing what is wrong with the rows.
+    One for each of `scorers`; None: for each that fits. Raises DataError listing what is wrong
+    with the rows.
     """
     try:
         examples = read([path]).examples
@@ -149,10 +156,9 @@ def exams_in(path: str, name: str, *, private: bool = False) -> list[tuple[ExamS
         except DataError:
             raise as_rows from None
         fitting = [scorer for scorer, each in SCORERS.items() if each.usable(items)]
-        return [_made(name, scorer, items, private=private) for scorer in fitting]
-    return [
-        exam_of(name, scorer, examples, private=private) for scorer in default_scorers(examples)
-    ]
+        return [_made(name, scorer, items, private=private) for scorer in scorers or fitting]
+    chosen = scorers or default_scorers(examples)
+    return [exam_of(name, scorer, examples, private=private) for scorer in chosen]
 
 
 def _made(

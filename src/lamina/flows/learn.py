@@ -140,7 +140,8 @@ def _exams(
         for scorer in request.recipe.exams or default_scorers(held_out):
             made.append(exam_of(name, scorer, held_out, private=request.private))
     for file in request.exam_files:
-        made += exams_in(file, f"{name}.{_slug(Path(file).stem)}", private=request.private)
+        exam = f"{name}.{_slug(Path(file).stem)}"
+        made += exams_in(file, exam, request.recipe.exams, private=request.private)
     return made
 
 

@@ -21,7 +21,8 @@ TOOLS, REASONING = "quickstart-tools", "quickstart-reasoning"
 LICENCE = "Apache-2.0"
 
 TOOLS_RECIPE = Recipe(
-    lr=2e-3,
+    lr=1.5e-3,
+    decay=0.6,
     epochs=4,
     max_minutes=3.3,
     batch_tokens=1024,
@@ -32,6 +33,7 @@ TOOLS_RECIPE = Recipe(
 )
 REASONING_RECIPE = Recipe(
     lr=1e-3,
+    decay=0.6,
     epochs=2,
     max_minutes=2.0,
     batch_tokens=1024,

@@ -19,7 +19,7 @@ from lamina.core.seeds import derive
 
 WHEEL = "bfcl-eval"
 CATEGORIES = ("live_simple", "multiple", "simple_python")
-LONGEST_ROW = 2400
+LONGEST_ROW = 1600
 """Characters of a row's JSON; longer ones (huge schemas) cost more time than they teach."""
 
 _JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
@@ -99,7 +99,7 @@ def _bfcl_row(
 
 
 def _grounded(arguments: dict[str, list[Any]], said: str) -> dict[str, Any] | None:
-    """Arguments that can be read off the question; None when one cannot.
+    """Arguments that are single values read off the question; None when one is not.
 
     {"unit": ["", "km"], "n": [3]} -> {"n": 3}: what may be left out is left out. Some accepted
     values follow from convention alone ("Paris, France", ISO dates); asking a small model for
@@ -117,9 +117,7 @@ def _grounded(arguments: dict[str, list[Any]], said: str) -> dict[str, Any] | No
 
 
 def _is_said(value: Any, said: str) -> bool:
-    """Whether a value, or every part of a list, stands in the question. Objects never count."""
-    if isinstance(value, list):
-        return bool(value) and all(_is_said(item, said) for item in value)
+    """Whether a single value stands in the question; lists, objects and truth values never do."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return False
     text = str(value).casefold()
