@@ -2,7 +2,7 @@
 
 1,000 rows of GSM8K's training set become a layer over the embedded base (a tenth held out by
 hash, which is its exam); the official test set's first rows are a second exam. Then a second layer
-is trained above on the dolly rows (half as long), and both exams are sat again.
+is trained above on the dolly rows (0.3 of an epoch), and both exams are sat again.
 """
 
 import json
@@ -18,7 +18,7 @@ from lamina.flows.bases import ensure
 from lamina.store.layout import Store
 
 ROWS = 1000
-TEST_ROWS = 200
+TEST_ROWS = 100
 
 
 def first_rows(source: Path, target: Path, count: int) -> Path:
@@ -72,7 +72,7 @@ def main() -> None:
         say(first.examination.render())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         dolly = given.data / "train_dolly_small.jsonl"
-        above = Recipe(epochs=given.epochs / 2, held_out=0.1, exams=("loss",))
+        above = Recipe(epochs=given.epochs * 0.3, held_out=0.1, exams=("loss",))
         second = learn_layer(store, "bench-gsm8k", "bench-dolly", dolly, above, [])
         say(second.examination.render())
     own = comparison(first, "bench-gsm8k/loss")

@@ -1,0 +1,126 @@
+"""Writes README's tables from the newest rows in benchmarks/results, so that no number is typed.
+
+    python docs/make_tables.py          # rewrites README.md between its table markers
+    python docs/make_tables.py --check  # exit 1 when README.md is not up to date
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+
+
+def newest(name: str) -> dict[str, Any] | None:
+    """The last row of a benchmark, None where there is none."""
+    path = ROOT / "benchmarks" / "results" / f"{name}.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return json.loads(lines[-1]) if lines else None
+
+
+def percent(cell: dict[str, Any]) -> str:
+    """`68% [56, 78]`."""
+    low, high = (round(100 * v) for v in cell["ci"])
+    mark = {"better": " ▲", "worse": " ▼"}.get(cell.get("change") or "", "")
+    return f"{100 * cell['value']:.0f}% [{low}, {high}]{mark}"
+
+
+def quickstart_table() -> str:
+    """The exam matrix and the cost of each layer."""
+    row = newest("quickstart")
+    if row is None:
+        return "(no row yet: `python -m benchmarks.quickstart --keep`)"
+    cells = {(cell["stack"], cell["exam"]): cell for cell in row["cells"]}
+    sizes = {cell["exam"]: cell["n"] for cell in row["cells"]}
+    lines = ["| stack | " + " | ".join(f"{e} (n = {sizes[e]})" for e in row["exams"]) + " |"]
+    lines.append("| --- |" + " --- |" * len(row["exams"]))
+    for stack in row["stacks"]:
+        texts = [percent(cells[(stack, exam)]) for exam in row["exams"]]
+        lines.append(f"| {stack} | " + " | ".join(texts) + " |")
+    lines += ["", "Right answers, with 95% intervals; ▲ ▼ significantly better or worse than the row"]
+    lines[-1] += " above (paired test)."
+    for layer in row["layers"]:
+        lines.append(
+            f"`{layer['name']}`: {layer['seconds'] / 60:.1f} minutes of training, "
+            f"{layer['parameters']:,} parameters, {layer['bytes'] / 1e6:.1f} MB, "
+            f"{layer['reduction']:.0f} times smaller than the base."
+        )
+    lines.append(
+        f"All in all {row['seconds'] / 60:.1f} minutes on {row['hardware']['cores']} cores, "
+        f"{row['peak_gb']} GB at its peak (`python -m benchmarks.quickstart`)."
+    )
+    return "\n".join(lines)
+
+
+def benchmark_table() -> str:
+    """One line a benchmark."""
+    lines = ["| what | measured | command |", "| --- | --- | --- |"]
+
+    def add(what: str, name: str, text: Any) -> None:
+        row = newest(name)
+        if row is not None:
+            lines.append(f"| {what} | {text(row)} | `python -m benchmarks.{name}` |")
+
+    add(
+        "GSM8K, 1,000 rows: held-out loss of base and stack, nats a token",
+        "gsm8k",
+        lambda r: f"{r['base_loss']:.3f} to {r['stack_loss']:.3f} (change {r['ci_delta'][0]:.3f} "
+        f"to {r['ci_delta'][1]:.3f}), {r['minutes']:.1f} minutes, {r['peak_gb']} GB",
+    )
+    add(
+        "time of a training step at depth 16 over depth 0",
+        "depth",
+        lambda r: f"{r['ratio_16_0']:.3f}",
+    )
+    add(
+        "stacks of 1, 2, 4 layers exported, one adapter imported: largest relative difference of "
+        "logits to PEFT",
+        "peft_parity",
+        lambda r: f"float32 {r['max_rel_f32']:.1e}, bfloat16 {r['max_rel_bf16']:.1e}",
+    )
+    add(
+        "kill -9 at random moments",
+        "crash",
+        lambda r: f"{r['kills']} kills, {r['resumed']} resumed, {r['lost']} lost",
+    )
+    add(
+        "cold start, seconds (100 stacks in the store)",
+        "cold_start",
+        lambda r: f"--help {r['help_s']}, list {r['list_s']}, log {r['log_s']}, "
+        f"import lamina {r['import_s']}",
+    )
+    return "\n".join(lines)
+
+
+TABLES = {"quickstart": quickstart_table, "benchmarks": benchmark_table}
+
+
+def rewritten(text: str) -> str:
+    """The text with every marked table made anew."""
+    for name, make in TABLES.items():
+        begin, end = f"<!-- table {name} -->", "<!-- end -->"
+        pattern = re.compile(rf"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        replacement = f"{begin}\n{make()}\n{end}"
+        text = pattern.sub(lambda _, r=replacement: r, text)
+    return text
+
+
+def main() -> int:
+    """Rewrite or check README.md."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--check", action="store_true")
+    given = arguments.parse_args()
+    path = ROOT / "README.md"
+    old = path.read_text(encoding="utf-8")
+    new = rewritten(old)
+    if given.check:
+        return int(old != new)
+    path.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
