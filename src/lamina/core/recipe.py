@@ -51,8 +51,8 @@ class Recipe(Value):
     """After the warm-up: a cosine down to `final_lr`; or constant, then linear down over the last
     `decay` share (arXiv:2405.18392), whose length may be decided while it runs. None: trapezoid
     with `max_minutes`, cosine otherwise."""
-    decay: Annotated[float, Field(gt=0, le=1)] = 0.3
-    """Share of the steps in which a trapezoid comes down."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """Share of the steps in which a trapezoid comes down: long, as short runs gain most then."""
     final_lr: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Learning rate at the end, as a share of the peak."""
     clip: Annotated[float, Field(gt=0)] = 1.0
@@ -70,6 +70,8 @@ class Recipe(Value):
     """Held-out rows looked at during training."""
     patience: Annotated[int, Field(ge=1)] | None = 4
     """Stop after this many held-out losses in a row without a new best; None never stops early."""
+    rehearsal: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the training tokens that comes from the rehearsal sets of the layers beneath."""
     exams: tuple[ScorerName, ...] | None = None
     """Scorers of the layer's own exam; None picks them from the data."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

@@ -34,7 +34,7 @@ from lamina.data.exams import default_scorers
 from lamina.data.provenance import content_digest
 from lamina.data.read import read
 from lamina.data.split import split
-from lamina.flows import runs
+from lamina.flows import rehearsal, runs
 from lamina.flows.examine import (
     Examination,
     exam_of,
@@ -124,11 +124,19 @@ def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run:
         licence=dataset.licence,
         author=request.author,
         exams=tuple(exam for exam, _ in exams),
+        private=request.private,
         accept_regression=request.accept_regression,
         force=request.force,
     )
     directory = store.runs_dir / spec.id
-    return runs.create(directory, spec, parts.train, parts.held_out, [data for _, data in exams])
+    return runs.create(
+        directory,
+        spec,
+        parts.train,
+        parts.held_out,
+        [data for _, data in exams],
+        rehearsal.of_layers(store, beneath.layers),
+    )
 
 
 def _exams(
@@ -221,10 +229,16 @@ def job_of(run: runs.Run, spec: runs.RunSpec, compiled: Compiled) -> tuple[Job, 
     eval_set = encode_all(
         looked_at, compiled.format, max_length=recipe.max_length, overlong="truncate"
     )
+    old = encode_all(
+        run.rows(runs.REHEARSAL_ROWS),
+        compiled.format,
+        max_length=recipe.max_length,
+        overlong="truncate",
+    )
     job = Job(
         model=compiled.model,
         linears=families.select(compiled.linears, recipe.targets),
-        rows=train_set.rows,
+        rows=rehearsal.mixed(train_set.rows, old.rows, recipe.rehearsal),
         eval_rows=eval_set.rows,
         recipe=recipe,
         pad_id=compiled.pad_id,
@@ -317,6 +331,8 @@ def layer_object(
         store.put_bytes(config_bytes, JSON_TYPE, title=codec.CONFIG_FILE),
         store.put_bytes(weight_bytes, SAFETENSORS_TYPE, title=codec.WEIGHTS_FILE),
     ]
+    travelling = None if spec.private else rehearsal.put(store, train_rows)
+    blobs += [travelling] if travelling else []
     for index, exam in enumerate(spec.exams):
         data = run.exam_bytes(index)
         if exam.private:

@@ -22,7 +22,6 @@ LICENCE = "Apache-2.0"
 
 TOOLS_RECIPE = Recipe(
     lr=1.5e-3,
-    decay=0.6,
     epochs=4,
     max_minutes=3.1,
     batch_tokens=1024,
@@ -32,8 +31,8 @@ TOOLS_RECIPE = Recipe(
     exams=("tool_call",),
 )
 REASONING_RECIPE = Recipe(
-    lr=1e-3,
-    decay=0.6,
+    lr=5e-4,
+    rehearsal=0.4,
     epochs=2,
     max_minutes=1.8,
     batch_tokens=1024,

@@ -13,7 +13,7 @@ from lamina.core.report import Reporter
 from lamina.data.provenance import content_digest
 from lamina.data.read import read
 from lamina.data.split import split
-from lamina.flows import runs
+from lamina.flows import rehearsal, runs
 from lamina.flows.learn import job_of, layer_object
 from lamina.stack.compile import DTYPES, compile_stack
 from lamina.stack.resolve import ResolvedLayer, of_descriptor, resolve
@@ -106,10 +106,12 @@ def reproduce(
         licence=config.data.licence,
         author=config.author,
         exams=(),
+        private=layer.manifest.blob(rehearsal.FILE) is None,
     )
     # no run of its own: `collect` sweeps what a kill leaves, and nothing can be resumed into a name
     directory = store.cache_dir / f"{TEMP_PREFIX}{spec.id}"
-    run = runs.create(directory, spec, parts.train, parts.held_out, ())
+    old = rehearsal.of_layers(store, stack.layers[:-1])
+    run = runs.create(directory, spec, parts.train, parts.held_out, (), old)
     try:
         compiled = compile_stack(store, beneath, dtype=DTYPES[config.recipe.dtype])
         job, counts = job_of(run, spec, compiled)

@@ -5,6 +5,7 @@ depends on a user's file staying as it was::
 
     run.json         RunSpec
     train.jsonl      training rows          held.jsonl   held-out rows
+    rehearsal.jsonl  rows of the layers beneath
     exam-<n>.jsonl   questions              events.jsonl, state.safetensors   while it trains
     result.json      RunResult, once the layer has landed
 
@@ -31,7 +32,7 @@ from lamina.data.example import Example
 from lamina.store.layout import Store
 
 SPEC, RESULT, EVENTS = "run.json", "result.json", "events.jsonl"
-TRAIN_ROWS, HELD_ROWS = "train.jsonl", "held.jsonl"
+TRAIN_ROWS, HELD_ROWS, REHEARSAL_ROWS = "train.jsonl", "held.jsonl", "rehearsal.jsonl"
 
 
 class RunSpec(Value):
@@ -55,6 +56,8 @@ class RunSpec(Value):
     licence: str | None = None
     author: str | None = None
     exams: tuple[ExamSpec, ...]
+    private: bool = False
+    """Neither questions nor rehearsal rows travel with the layer."""
     accept_regression: str | None = None
     force: bool = False
 
@@ -143,11 +146,13 @@ def create(
     train: Sequence[Example],
     held: Sequence[Example],
     exams: Sequence[bytes],
+    rehearsal: Sequence[Example] = (),
 ) -> Run:
     """Write a run's folder, whole or not at all."""
     with atomic_directory(directory) as work:
         (work / TRAIN_ROWS).write_text(_jsonl(train), encoding="utf-8")
         (work / HELD_ROWS).write_text(_jsonl(held), encoding="utf-8")
+        (work / REHEARSAL_ROWS).write_text(_jsonl(rehearsal), encoding="utf-8")
         for index, data in enumerate(exams):
             (work / f"exam-{index}.jsonl").write_bytes(data)
         (work / SPEC).write_bytes(spec.to_bytes())
