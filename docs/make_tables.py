@@ -1,7 +1,7 @@
 """Writes README's tables from the newest rows in benchmarks/results, so that no number is typed.
 
-    python docs/make_tables.py          # rewrites README.md between its table markers
-    python docs/make_tables.py --check  # exit 1 when README.md is not up to date
+python docs/make_tables.py          # rewrites README.md between its table markers
+python docs/make_tables.py --check  # exit 1 when README.md is not up to date
 """
 
 import argparse
@@ -40,13 +40,13 @@ def quickstart_table() -> str:
     for stack in row["stacks"]:
         texts = [percent(cells[(stack, exam)]) for exam in row["exams"]]
         lines.append(f"| {stack} | " + " | ".join(texts) + " |")
-    lines += ["", "Right answers, with 95% intervals; ▲ ▼ significantly better or worse than the row"]
-    lines[-1] += " above (paired test)."
+    legend = "Right answers, with 95% intervals; ▲ ▼ significantly better or worse than the row"
+    lines += ["", f"{legend} above (paired test).", ""]
     for layer in row["layers"]:
         lines.append(
             f"`{layer['name']}`: {layer['seconds'] / 60:.1f} minutes of training, "
             f"{layer['parameters']:,} parameters, {layer['bytes'] / 1e6:.1f} MB, "
-            f"{layer['reduction']:.0f} times smaller than the base."
+            f"{layer['reduction']:.0f} times smaller than the base.\n"
         )
     lines.append(
         f"All in all {row['seconds'] / 60:.1f} minutes on {row['hardware']['cores']} cores, "
@@ -67,8 +67,10 @@ def benchmark_table() -> str:
     add(
         "GSM8K, 1,000 rows: held-out loss of base and stack, nats a token",
         "gsm8k",
-        lambda r: f"{r['base_loss']:.3f} to {r['stack_loss']:.3f} (change {r['ci_delta'][0]:.3f} "
-        f"to {r['ci_delta'][1]:.3f}), {r['minutes']:.1f} minutes, {r['peak_gb']} GB",
+        lambda r: (
+            f"{r['base_loss']:.3f} to {r['stack_loss']:.3f} (change {r['ci_delta'][0]:.3f} "
+            f"to {r['ci_delta'][1]:.3f}), {r['minutes']:.1f} minutes, {r['peak_gb']} GB"
+        ),
     )
     add(
         "time of a training step at depth 16 over depth 0",
@@ -89,8 +91,10 @@ def benchmark_table() -> str:
     add(
         "cold start, seconds (100 stacks in the store)",
         "cold_start",
-        lambda r: f"--help {r['help_s']}, list {r['list_s']}, log {r['log_s']}, "
-        f"import lamina {r['import_s']}",
+        lambda r: (
+            f"--help {r['help_s']}, list {r['list_s']}, log {r['log_s']}, "
+            f"import lamina {r['import_s']}"
+        ),
     )
     return "\n".join(lines)
 

@@ -82,6 +82,10 @@ def train(
         float | None,
         typer.Option(metavar="SHARE", help="Share of rows kept for the exam."),
     ] = None,
+    rehearsal: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of tokens from the layers beneath."),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(metavar="N", help="Seed of everything random.")
     ] = None,
@@ -141,6 +145,7 @@ def train(
         "max_length": max_length,
         "overlong": overlong,
         "held_out": held_out,
+        "rehearsal": rehearsal,
         "seed": seed,
         "exams": scorer,
     }
