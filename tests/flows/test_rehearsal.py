@@ -68,11 +68,12 @@ def test_a_layer_carries_its_sample_and_the_next_one_trains_on_it(store, tmp_pat
     old = rehearsal.of_layers(store, below.layers)
     assert old
     data = write_rows(tmp_path / "more.jsonl", word="tool")
-    asked = request(data, "third", on="second", rehearsal=0.5)
+    asked = request(data, "third", on="second", rehearsal=0.5, accept_regression="a test")
     run = learn.prepare(store, asked, Said())
     assert run.rows(runs.REHEARSAL_ROWS) == old
     with_old = learn.execute(store, run, Said())
-    without = do(store, request(data, "fourth", on="second", rehearsal=0.0))
+    plain = request(data, "fourth", on="second", rehearsal=0.0, accept_regression="a test")
+    without = do(store, plain)
     assert with_old.layer.digest != without.layer.digest
     carried = with_old.stack.layers[-1].manifest.blob(rehearsal.FILE)
     rows = [json.loads(line) for line in store.read(carried.digest).splitlines()]

@@ -6,10 +6,11 @@ import shutil
 import pytest
 import torch
 
+from lamina.bases import families
 from lamina.core.errors import CorruptBlobError, LayerError, MissingBlobError
 from lamina.lowrank import codec
 from lamina.lowrank.attach import attached
-from lamina.lowrank.maths import Factors, compose
+from lamina.lowrank.maths import Factors, compose, fold
 from lamina.stack.compile import base_directory, base_format, compile_stack, layer_factors
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
@@ -47,12 +48,13 @@ def logits(model):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_folded_equals_attached(store, dtype):
+def test_folded_equals_attached(tmp_path, dtype):
+    # stored in the dtype that it is run in, as bases are: both sides start from the same weights
+    store = new_store(tmp_path / "store", layers=1, dtype=dtype)
+    put_stack(store, "three", 3, weights=[1.0, 0.5, -2.0])
     stack = resolve(store, "three", force=True)
     compiled = compile_stack(store, stack, dtype=dtype)
     base = base_model(store, dtype)
-    from lamina.bases import families
-
     linears = families.linears(base)
     joined = compose([layer_factors(store, layer) for layer in stack.layers])
     with attached(base, joined, linears):
@@ -62,6 +64,18 @@ def test_folded_equals_attached(store, dtype):
     scale = through_factors.abs().max()
     torch.testing.assert_close(folded / scale, through_factors / scale, **TOLERANCE[dtype])
     assert (folded - logits(base)).abs().max() > 0.05 * scale  # the layers do something
+
+
+def test_a_float32_base_is_rounded_once(store):
+    stack = resolve(store, "three", force=True)
+    compiled = compile_stack(store, stack, dtype=torch.bfloat16)
+    exact = families.linears(base_model(store))
+    joined = compose([layer_factors(store, layer) for layer in stack.layers])
+    for name, linear in compiled.linears.items():
+        terms = [joined[name]] if name in joined else []
+        assert torch.equal(linear.weight, fold(exact[name].weight, terms).to(torch.bfloat16))
+    rotary = compiled.model.model.rotary_emb.inv_freq
+    assert rotary.dtype == torch.float32  # only parameters are rounded
 
 
 def test_weights_multiply_the_update(store):
