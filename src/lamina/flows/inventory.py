@@ -40,19 +40,19 @@ def inventory(store: Store) -> dict[str, Any]:
             for tag, target in tags.items()
             if target.digest == newest.digest and Name(name, tag).version
         ]
-        config = store.config(store.manifest(newest.digest), StackConfig)
-        for item in config.layers:
-            if item.layer not in layer_names:
-                layer = store.config(store.manifest(item.layer), LayerConfig)
-                layer_names[item.layer] = layer.name
+        config = store.glance(newest.digest)
+        layers = [item["layer"] for item in config.get("layers", ())]
+        for layer in layers:
+            if layer not in layer_names:
+                layer_names[layer] = str(store.glance(layer).get("name"))
         stacks.append(
             {
                 "name": name,
                 "version": max(versions, key=lambda tag: Name(name, tag).version or 0, default=""),
                 "versions": sum(Name(name, tag).version is not None for tag in tags),
                 "digest": newest.digest,
-                "base": config.base,
-                "layers": [layer_names[item.layer] for item in config.layers],
+                "base": config.get("base"),
+                "layers": [layer_names[layer] for layer in layers],
             }
         )
     return {"bases": bases, "stacks": stacks}

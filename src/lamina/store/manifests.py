@@ -1,5 +1,8 @@
 """Manifests: the JSON that joins blobs into a base, a layer, a stack or a piece of evidence."""
 
+import json
+from typing import Any
+
 from lamina.core.errors import CorruptBlobError, MissingBlobError, StoreError, UsageError
 from lamina.core.manifests import CONFIG_SUFFIX, MANIFEST_TYPE, Descriptor, ImageManifest
 from lamina.store.blobs import BlobStore
@@ -51,6 +54,23 @@ class ManifestStore(BlobStore):
             )
         data = self.read(manifest.config.digest)
         return parse_strictly(kind, data, f"config {manifest.config.digest}")
+
+    def glance(self, digest: str) -> dict[str, Any]:
+        """A manifest's config as plain JSON: checked against its digest, but not validated.
+
+        For listings, where validating hundreds of objects would be most of the time.
+        Raises StoreError when it is no JSON object.
+        """
+        try:
+            manifest = json.loads(self.read(digest, limit=MANIFEST_LIMIT))
+            config = json.loads(self.read(manifest["config"]["digest"]))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise StoreError(
+                f"{digest} is no manifest with a JSON config: {error!r}", hint="run `lamina verify`"
+            ) from None
+        if not isinstance(config, dict):
+            raise StoreError(f"the config of {digest} is no object", hint="run `lamina verify`")
+        return config
 
     def lacking(self, manifest: ImageManifest) -> tuple[str, ...]:
         """One sentence for each blob that it names and that is missing or has another size."""
