@@ -21,6 +21,7 @@ from lamina.core.names import LATEST, Name, parse_name, parse_reference
 from lamina.flows.bases import details
 from lamina.flows.bases import render as render_base
 from lamina.store.layout import Store
+from lamina.store.refs import SUBJECT
 
 
 def inventory(store: Store) -> dict[str, Any]:
@@ -152,6 +153,7 @@ def history(store: Store, name: str | None) -> list[dict[str, Any]]:
     wanted = parse_name(name).name if name else None
     if wanted is not None and wanted not in names:
         raise UnknownNameError(f"nothing is called {wanted!r}", hint="see: lamina list")
+    recorded = {(entry.annotations or {}).get(SUBJECT) for entry in store.entries()}
     moves = []
     for each, tags in names.items():
         if wanted is not None and each != wanted:
@@ -159,14 +161,15 @@ def history(store: Store, name: str | None) -> list[dict[str, Any]]:
         for tag, target in tags.items():
             version = Name(each, tag).version
             if version is not None:
-                moves.append(_move(store, each, version, target.digest))
+                known = target.digest in recorded
+                moves.append(_move(store, each, version, target.digest, recorded=known))
     return sorted(moves, key=lambda m: (m["created"] or "", m["version"]), reverse=True)
 
 
-def _move(store: Store, name: str, version: int, stack: str) -> dict[str, Any]:
+def _move(store: Store, name: str, version: int, stack: str, *, recorded: bool) -> dict[str, Any]:
     records = [
         r
-        for r in store.evidence(stack, NAMING_TYPE, NamingEvidence)
+        for r in (store.evidence(stack, NAMING_TYPE, NamingEvidence) if recorded else ())
         if r.name == name and r.version == version
     ]
     record = records[-1] if records else None
