@@ -28,7 +28,7 @@ def first_rows(source: Path, target: Path, count: int) -> Path:
     return target
 
 
-def test_rows(source: Path, target: Path, count: int) -> Path:
+def official_rows(source: Path, target: Path, count: int) -> Path:
     """GSM8K's official test questions as prompt and completion, worded as in training."""
     rows = [json.loads(line) for line in source.read_text().splitlines()[:count]]
     clean = [
@@ -66,7 +66,7 @@ def main() -> None:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         rows = first_rows(given.data / "train_gsm8k.jsonl", work / "gsm8k.jsonl", given.rows)
-        test = test_rows(given.data / "eval_gsm8k_test.jsonl", work / "test.jsonl", TEST_ROWS)
+        test = official_rows(given.data / "eval_gsm8k_test.jsonl", work / "test.jsonl", TEST_ROWS)
         recipe = Recipe(epochs=given.epochs, held_out=0.1, exams=("loss",))
         first = learn_layer(store, BASE, "bench-gsm8k", rows, recipe, [str(test)])
         say(first.examination.render())
