@@ -18,13 +18,12 @@ from lamina.core.manifests import (
     LayerConfig,
     StackedLayer,
 )
-from lamina.core.names import LATEST, parse_name
 from lamina.core.report import Reporter
 from lamina.data.example import Message
 from lamina.export import merged, peft
 from lamina.export.parity import Parity, compare, logits_of
 from lamina.flows.examine import examine_for_gate, probe_prompts
-from lamina.flows.naming import name_stack
+from lamina.flows.naming import name_stack, new_name
 from lamina.lowrank import codec
 from lamina.lowrank.attach import check_layer
 from lamina.stack.compile import Compiled, base_directory, compile_stack, layer_factors
@@ -50,9 +49,7 @@ def import_peft(
 
     Raises LayerError listing every fault, GateError, UsageError.
     """
-    name = parse_name(name_text)
-    if name.tag != LATEST or name.name in store.bases():
-        raise UsageError(f"--as {name_text}: give a plain name that is no base")
+    name = new_name(store, name_text)
     config_bytes, weights = _adapter_files(directory)
     factors = codec.decode(config_bytes, str(weights), str(directory))
     beneath = resolve(store, on)

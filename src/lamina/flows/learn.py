@@ -25,7 +25,7 @@ from lamina.core.manifests import (
     LayerConfig,
     StackedLayer,
 )
-from lamina.core.names import LATEST, Name, parse_name
+from lamina.core.names import Name
 from lamina.core.recipe import Recipe
 from lamina.core.report import Reporter
 from lamina.core.version import __version__
@@ -42,7 +42,7 @@ from lamina.flows.examine import (
     exams_in,
     keep_private,
 )
-from lamina.flows.naming import name_stack
+from lamina.flows.naming import name_stack, new_name
 from lamina.lowrank import codec
 from lamina.stack.compile import DTYPES, Compiled, compile_stack
 from lamina.stack.resolve import ResolvedStack, of_config, of_descriptor, resolve
@@ -87,12 +87,7 @@ def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run:
 
     Raises DataError listing every bad row, UnknownNameError, UsageError.
     """
-    name = parse_name(request.name)
-    if name.tag != LATEST or name.name in store.bases():
-        raise UsageError(
-            f"--as {request.name}: give a plain name that is no base",
-            hint="versions are counted by lamina: --as support makes support:v1, support:v2, …",
-        )
+    name = new_name(store, request.name)
     beneath = resolve(store, request.on, force=request.force)
     dataset = read(
         request.data,

@@ -1,12 +1,23 @@
 """Moving a name: the gate decides, the move is one atomic step, and the decision is recorded."""
 
-from lamina.core.errors import GateError, WrongParentError
+from lamina.core.errors import GateError, UsageError, WrongParentError
 from lamina.core.manifests import NAMING_TYPE, NamingEvidence
-from lamina.core.names import Name
+from lamina.core.names import LATEST, Name, parse_name
 from lamina.flows import runs
 from lamina.flows.examine import Examination
 from lamina.stack.resolve import ResolvedStack, check_parents
 from lamina.store.layout import Store
+
+
+def new_name(store: Store, text: str) -> Name:
+    """A name that may be given to a stack: without a tag, and no base's. Raises UsageError."""
+    name = parse_name(text)
+    if name.tag != LATEST or name.name in store.bases():
+        raise UsageError(
+            f"{text}: give a plain name that is no base",
+            hint="versions are counted by lamina: support becomes support:v1, support:v2, …",
+        )
+    return name
 
 
 def name_stack(

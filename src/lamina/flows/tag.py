@@ -2,11 +2,9 @@
 
 from typing import Any
 
-from lamina.core.errors import UsageError
-from lamina.core.names import LATEST, parse_name
 from lamina.core.report import Reporter
 from lamina.flows.examine import examine_for_gate
-from lamina.flows.naming import name_stack
+from lamina.flows.naming import name_stack, new_name
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
 
@@ -22,11 +20,7 @@ def tag(
     force: bool = False,
 ) -> dict[str, Any]:
     """Point a name at a stack through the gate. Raises GateError, UsageError, StoreError."""
-    name = parse_name(name_text)
-    if name.tag != LATEST or name.name in store.bases():
-        raise UsageError(
-            f"{name_text}: give a plain name that is no base; versions are counted by lamina"
-        )
+    name = new_name(store, name_text)
     stack = resolve(store, text, force=force)
     examination = examine_for_gate(store, stack, None, name.name, reporter)
     version = name_stack(
