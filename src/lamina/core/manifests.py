@@ -28,6 +28,8 @@ STACK_TYPE = "application/vnd.lamina.stack.v1"
 COST_TYPE = "application/vnd.lamina.evidence.cost.v1"
 SCORES_TYPE = "application/vnd.lamina.evidence.scores.v1"
 NAMING_TYPE = "application/vnd.lamina.evidence.naming.v1"
+CERTIFICATE_TYPE = "application/vnd.lamina.evidence.certificate.v1"
+CARRIED_TYPE = "application/vnd.lamina.evidence.carried.v1"
 
 CONFIG_SUFFIX = ".config+json"
 """A config blob's mediaType is its manifest's artifactType + this."""
@@ -169,6 +171,14 @@ class ExamSpec(Value):
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
 
 
+Origin = Literal["trained", "imported", "updated", "carried", "distilled", "squashed", "merged"]
+"""How a layer came to be. 'updated': trained on from the layer it supersedes. 'carried': put over
+other parents with its factors kept or corrected. 'distilled': taught by the stack it was carried
+from. 'squashed', 'merged': computed from its `sources`."""
+Rung = Literal["copy", "project", "distil", "retrain"]
+"""How a layer was carried to other parents; the cheapest first."""
+
+
 class LayerConfig(Value):
     """A layer: immutable, trained over one exact stack."""
 
@@ -189,7 +199,11 @@ class LayerConfig(Value):
     exams: tuple[ExamSpec, ...] = ()
     licence: str | None = None
     author: str | None = None
-    origin: Literal["trained", "imported"] = "trained"
+    origin: Origin = "trained"
+    supersedes: Digest | None = None
+    """The layer of which this is a new version."""
+    sources: tuple[StackedLayer, ...] = ()
+    """What it was computed from, lowest first: the layers squashed, merged or carried."""
 
 
 class StackConfig(Value):
@@ -248,3 +262,54 @@ class NamingEvidence(Value):
     override: str | None = None
     """The reason given with --accept-regression."""
     author: str | None = None
+
+
+class Kept(Value):
+    """How much of an exam survived: before and after, and what the gain was."""
+
+    exam: str
+    layer: str
+    metric: str
+    before: float
+    """Value on the stack it came from."""
+    after: float
+    retained: float | None = None
+    """Share of the gain that was kept; None where there was none."""
+
+
+class CertificateEvidence(Value):
+    """What a squash or merge changed, measured. Subject: the layer it made."""
+
+    created: str
+    method: str
+    rank: int
+    """Largest rank of a module."""
+    rank_before: int
+    discarded: float
+    """Relative Frobenius norm of what was left out, over all modules:
+    sqrt(sum |dW - dW'|^2 / sum |dW|^2)."""
+    worst_module: str = ""
+    worst_discarded: float = 0.0
+    logits_difference: float
+    """max |z - z'| / max |z| over the probe prompts, in float32."""
+    probes: int
+    exams: tuple[Kept, ...] = ()
+    seconds: float
+
+
+class CarriedEvidence(Value):
+    """How a layer got to its new parents, and what that cost. Subject: the carried layer."""
+
+    created: str
+    rung: Rung
+    source: Digest
+    """The layer as it was."""
+    source_stack: Digest
+    """The stack that it was the top of."""
+    exams: tuple[Kept, ...] = ()
+    tried: tuple[tuple[Rung, str], ...] = ()
+    """Cheaper rungs, and why each was not good enough."""
+    seconds: float
+    """All rungs tried, examinations included."""
+    retrain_seconds: float | None = None
+    """What training the layer took when it was made."""

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from lamina.bases.load import load
-from lamina.core.digest import short
 from lamina.core.errors import LayerError, MissingPartError, UsageError
 from lamina.core.files import atomic_directory
 from lamina.core.manifests import (
@@ -16,18 +15,18 @@ from lamina.core.manifests import (
     SAFETENSORS_TYPE,
     SOURCE,
     LayerConfig,
-    StackedLayer,
 )
 from lamina.core.report import Reporter
 from lamina.data.example import Message
 from lamina.export import merged, peft
 from lamina.export.parity import Parity, compare, logits_of
-from lamina.flows.examine import examine_for_gate, probe_prompts
-from lamina.flows.naming import name_stack, new_name
+from lamina.flows.examine import probe_prompts
+from lamina.flows.landing import gate_and_name, land
+from lamina.flows.naming import new_name
 from lamina.lowrank import codec
 from lamina.lowrank.attach import check_layer
 from lamina.stack.compile import Compiled, base_directory, compile_stack, layer_factors
-from lamina.stack.resolve import ResolvedStack, of_descriptor, resolve
+from lamina.stack.resolve import ResolvedStack, resolve
 from lamina.store.layout import Store
 
 PROBE = (Message(role="user", content="Name three colours and one number."),)
@@ -75,23 +74,11 @@ def import_peft(
         store.put_bytes(config_bytes, JSON_TYPE, title=codec.CONFIG_FILE),
         store.put_file(weights, SAFETENSORS_TYPE, title=codec.WEIGHTS_FILE),
     ]
-    layer = store.put_layer(config, blobs)
-    stacked = (*beneath.config.layers, StackedLayer(layer=layer.digest))
-    descriptor = store.put_stack(beneath.config.base, stacked)
-    stack = of_descriptor(store, descriptor, label=name.name)
-    examination = examine_for_gate(store, stack, beneath, name.name, reporter)
-    version = name_stack(
-        store,
-        stack,
-        name,
-        examination,
-        override=override,
-        author=author,
-        kept_as=f"@{short(layer.digest)}",
-        retry_with=f'lamina tag @{short(layer.digest)} {name} --accept-regression "why"',
+    layer, stack = land(store, config, blobs, label=name.name)
+    named = gate_and_name(
+        store, layer, stack, beneath, name, reporter, override=override, author=author
     )
-    store.remove_root(layer.digest)  # the named stack keeps it from here on
-    return {"name": str(name.at_version(version)), "stack": stack.digest, "layer": layer.digest}
+    return {"name": str(named.name), "stack": stack.digest, "layer": layer.digest}
 
 
 def _adapter_files(directory: Path) -> tuple[bytes, Path]:

@@ -15,7 +15,6 @@ from lamina.core.digest import short
 from lamina.core.errors import DataError, LaminaError, UsageError
 from lamina.core.manifests import (
     COST_TYPE,
-    JSON_TYPE,
     JSONL_TYPE,
     SAFETENSORS_TYPE,
     CostEvidence,
@@ -23,7 +22,6 @@ from lamina.core.manifests import (
     Descriptor,
     ExamSpec,
     LayerConfig,
-    StackedLayer,
 )
 from lamina.core.names import Name
 from lamina.core.recipe import Recipe
@@ -34,7 +32,7 @@ from lamina.data.exams import default_scorers
 from lamina.data.provenance import content_digest
 from lamina.data.read import read
 from lamina.data.split import split
-from lamina.flows import rehearsal, runs
+from lamina.flows import landing, rehearsal, runs
 from lamina.flows.examine import (
     Examination,
     exam_of,
@@ -43,7 +41,6 @@ from lamina.flows.examine import (
     keep_private,
 )
 from lamina.flows.naming import name_stack, new_name
-from lamina.lowrank import codec
 from lamina.stack.compile import DTYPES, Compiled, compile_stack
 from lamina.stack.resolve import ResolvedStack, of_config, of_descriptor, resolve
 from lamina.store.layout import Store
@@ -265,13 +262,10 @@ def land(
 ) -> tuple[Descriptor, ResolvedStack]:
     """Put the layer, its stack and its cost into the store."""
     config, blobs = layer_object(store, run, spec, compiled, outcome, counts)
-    layer = store.put_layer(config, blobs)
-    beneath = compiled.stack
-    stacked = (*beneath.config.layers, StackedLayer(layer=layer.digest))
-    stack = store.put_stack(beneath.config.base, stacked)
+    layer, stack = landing.land(store, config, blobs, label=spec.name, force=spec.force)
     cost = cost_of(outcome, compiled, sum(b.size for b in blobs if b.mediaType == SAFETENSORS_TYPE))
     store.put_evidence(COST_TYPE, cost, layer)
-    return layer, of_descriptor(store, stack, label=spec.name, force=spec.force)
+    return layer, stack
 
 
 def layer_object(
@@ -286,7 +280,8 @@ def layer_object(
     recipe = outcome.recipe
     base = compiled.stack.base_config.identity
     modules = tuple(sorted(outcome.factors))
-    config_bytes, weight_bytes = codec.encode(
+    adapter = landing.adapter_blobs(
+        store,
         outcome.factors,
         rank=recipe.rank,
         alpha=recipe.alpha_value,
@@ -322,12 +317,8 @@ def layer_object(
         licence=spec.licence,
         author=spec.author,
     )
-    blobs = [
-        store.put_bytes(config_bytes, JSON_TYPE, title=codec.CONFIG_FILE),
-        store.put_bytes(weight_bytes, SAFETENSORS_TYPE, title=codec.WEIGHTS_FILE),
-    ]
     travelling = None if spec.private else rehearsal.put(store, train_rows)
-    blobs += [travelling] if travelling else []
+    blobs = [*adapter, *([travelling] if travelling else [])]
     for index, exam in enumerate(spec.exams):
         data = run.exam_bytes(index)
         if exam.private:
