@@ -7,7 +7,8 @@ from lamina.core.errors import UnknownNameError
 from lamina.data.example import Example, Message
 from lamina.flows import examine
 from lamina.flows.compare import compare
-from lamina.flows.examine import ENGINE, examine_stack, matrix_of, probe_prompts
+from lamina.flows.examine import ENGINE, examine_stack, matrix_of
+from lamina.flows.questions import probe_prompts
 from lamina.flows.examinee import StackExaminee
 from lamina.stack.compile import compile_stack
 from lamina.stack.resolve import resolve

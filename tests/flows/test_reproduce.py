@@ -6,7 +6,7 @@ import pytest
 
 from lamina.core.errors import CheckError, TrainInterrupted, UsageError
 from lamina.flows import runs
-from lamina.flows.examine import private_path
+from lamina.flows.questions import private_path
 from lamina.flows.reproduce import reproduce
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store

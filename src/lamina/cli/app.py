@@ -26,6 +26,7 @@ from lamina.cli import (
     show,
     tag,
     train,
+    update,
     verify,
 )
 from lamina.core.errors import LaminaError, UsageError
@@ -57,6 +58,7 @@ def _root(
 for command in (
     quickstart,
     train,
+    update,
     chat,
     exam,
     diff,

@@ -72,6 +72,9 @@ class Recipe(Value):
     """Stop after this many held-out losses in a row without a new best; None never stops early."""
     rehearsal: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the training tokens that comes from the rehearsal sets of the layers beneath."""
+    drift: Annotated[float, Field(ge=0)] = 0.0
+    """Pull back to the factors that a warm start began with: each step takes the share
+    learning rate x drift of the way (L2-SP, arXiv:1802.01483, decoupled as in AdamW)."""
     exams: tuple[ScorerName, ...] | None = None
     """Scorers of the layer's own exam; None picks them from the data."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lamina.core.digest import digest_json
+from lamina.core.digest import Digest, digest_json
 from lamina.data.example import Example, Message
 
 _HEX_DIGITS = 16
@@ -73,7 +73,11 @@ def _by_question(
     """Indices of the rows of each question, by the hex digits of its hash."""
     found: dict[str, list[int]] = defaultdict(list)
     for index, example in enumerate(examples):
-        messages = [message.to_json() for message in question(example)]
-        digest = digest_json({"messages": messages, "text": example.text})
+        digest = question_digest(question(example), example.text)
         found[digest.removeprefix("sha256:")].append(index)
     return found
+
+
+def question_digest(messages: Sequence[Message], text: str | None = None) -> Digest:
+    """Of a question alone: two rows with one question and different answers share it."""
+    return digest_json({"messages": [message.to_json() for message in messages], "text": text})

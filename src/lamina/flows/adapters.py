@@ -20,9 +20,9 @@ from lamina.core.report import Reporter
 from lamina.data.example import Message
 from lamina.export import merged, peft
 from lamina.export.parity import Parity, compare, logits_of
-from lamina.flows.examine import probe_prompts
 from lamina.flows.landing import gate_and_name, land
 from lamina.flows.naming import new_name
+from lamina.flows.questions import probe_prompts
 from lamina.lowrank import codec
 from lamina.lowrank.attach import check_layer
 from lamina.stack.compile import Compiled, base_directory, compile_stack, layer_factors

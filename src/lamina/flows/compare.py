@@ -8,8 +8,8 @@ from lamina.core.digest import short
 from lamina.core.report import Reporter
 from lamina.data.example import Message
 from lamina.exams.examinee import Prompt
-from lamina.flows.examine import ANSWER_TOKENS, probe_prompts
 from lamina.flows.examinee import StackExaminee
+from lamina.flows.questions import ANSWER_TOKENS, probe_prompts
 from lamina.stack.compile import compile_stack
 from lamina.stack.resolve import ResolvedStack, resolve
 from lamina.store.layout import Store

@@ -2,45 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from lamina.core.digest import digest_bytes, digest_json
-from lamina.core.errors import DataError, ReadOnlyStoreError, UnknownNameError
-from lamina.core.files import atomic_write
-from lamina.core.manifests import SCORES_TYPE, ExamSpec, ScoresEvidence, StackConfig
+from lamina.core.digest import digest_json
+from lamina.core.errors import ReadOnlyStoreError, UnknownNameError
+from lamina.core.manifests import SCORES_TYPE, ScoresEvidence, StackConfig
 from lamina.core.names import Name
-from lamina.core.recipe import ScorerName
 from lamina.core.report import Reporter
 from lamina.core.scores import Comparison, ItemScore
-from lamina.data.example import Example, Message
-from lamina.data.exams import (
-    ExamItem,
-    default_scorers,
-    items_from_examples,
-    read_exam_file,
-    to_jsonl,
-)
-from lamina.data.read import read
-from lamina.exams import tasks
 from lamina.exams.report import Matrix, comparisons, interval_text, matrix, score_of, value_text
 from lamina.exams.runner import ExamResult, run
-from lamina.exams.scorers.registry import SCORERS
-from lamina.exams.tasks import NO_LAYER, Exam
-from lamina.flows import runs
+from lamina.exams.tasks import Exam
+from lamina.flows import runs, succession
 from lamina.flows.examinee import StackExaminee
+from lamina.flows.questions import carried, from_file
+from lamina.flows.questions import probe_prompts as probe_prompts
 from lamina.gate.verdict import Unexamined, Verdict, verdict
 from lamina.stack.compile import compile_stack
-from lamina.stack.resolve import ResolvedLayer, ResolvedStack, of_config, of_descriptor, resolve
+from lamina.stack.resolve import ResolvedStack, of_config, of_descriptor, resolve
 from lamina.store.layout import Store
 
 ENGINE = digest_json({"dtype": "bfloat16", "sampling": "greedy", "version": 1})
 """What besides stack and questions decides an answer. Raise the version when sampling changes."""
-
-ANSWER_TOKENS: dict[ScorerName, int] = {"tool_call": 128, "exact": 48, "numeric": 256}
-"""Longest generated answer in an exam, by scorer; others generate nothing."""
-
-PROBES_AN_EXAM = 2
 
 
 @dataclass(frozen=True)
@@ -94,110 +77,6 @@ class Examination:
             lines.append(line)
         lines += [f"  {reason}" for reason in (*self.verdict.reasons, *self.verdict.notes)]
         return "\n".join(lines)
-
-
-# -- exams at hand ---------------------------------------------------------------------------------
-
-
-def private_path(store: Store, digest: str) -> Path:
-    """Where withheld questions lie on the machine that made them; never a blob, never pushed."""
-    return store.root / "private" / f"{digest.removeprefix('sha256:')}.jsonl"
-
-
-def keep_private(store: Store, data: bytes) -> None:
-    """Keep withheld questions on this machine."""
-    atomic_write(private_path(store, digest_bytes(data)), data)
-
-
-def carried(store: Store, layers: Sequence[ResolvedLayer]) -> list[Exam]:
-    """The exams that layers carry, lowest layer first. Withheld questions are looked up here."""
-    return [
-        tasks.load(spec, layer.config.name, _questions(store, layer, index, spec))
-        for layer in layers
-        for index, spec in enumerate(layer.config.exams)
-    ]
-
-
-def _questions(store: Store, layer: ResolvedLayer, index: int, spec: ExamSpec) -> bytes | None:
-    blob = layer.manifest.blob(f"exam-{index}.jsonl")
-    if blob is not None:
-        return store.read(blob.digest)
-    path = private_path(store, spec.items)
-    return path.read_bytes() if path.exists() else None
-
-
-def exam_of(
-    name: str, scorer: ScorerName, examples: Sequence[Example], *, private: bool = False
-) -> tuple[ExamSpec, bytes]:
-    """An exam made of rows, and its questions' bytes. Rows that the scorer can't use stay out.
-
-    Raises DataError when none is left.
-    """
-    return _made(name, scorer, items_from_examples(examples, scorer), private=private)
-
-
-def exams_in(
-    path: str,
-    name: str,
-    scorers: Sequence[ScorerName] | None = None,
-    *,
-    private: bool = False,
-) -> list[tuple[ExamSpec, bytes]]:
-    """The exams that a file gives: rows of data, or questions as a layer carries them.
-
-    One for each of `scorers`; None: for each that fits. Raises DataError listing what is wrong
-    with the rows.
-    """
-    try:
-        examples = read([path]).examples
-    except DataError as as_rows:
-        try:
-            items = read_exam_file(Path(path))
-        except DataError:
-            raise as_rows from None
-        fitting = [scorer for scorer, each in SCORERS.items() if each.usable(items)]
-        return [_made(name, scorer, items, private=private) for scorer in scorers or fitting]
-    chosen = scorers or default_scorers(examples)
-    return [exam_of(name, scorer, examples, private=private) for scorer in chosen]
-
-
-def _made(
-    name: str, scorer: ScorerName, questions: Sequence[ExamItem], *, private: bool
-) -> tuple[ExamSpec, bytes]:
-    items = SCORERS[scorer].usable(questions)
-    if not items:
-        raise DataError(
-            f"none of {len(questions)} rows has what the scorer {scorer!r} needs for exam {name}",
-            hint="choose another with --scorer, or hold out more rows with --held-out",
-        )
-    data = to_jsonl(items)
-    spec = ExamSpec(
-        name=f"{name}/{scorer}",
-        scorer=scorer,
-        items=digest_bytes(data),
-        rows=len(items),
-        private=private,
-        max_new_tokens=ANSWER_TOKENS.get(scorer, 1),
-    )
-    return spec, data
-
-
-def from_file(path: str) -> list[Exam]:
-    """Exams of a file, one for each scorer that fits it; no layer carries them."""
-    return [tasks.load(spec, NO_LAYER, data) for spec, data in exams_in(path, Path(path).stem)]
-
-
-def probe_prompts(
-    store: Store, stack: ResolvedStack, rows: int = PROBES_AN_EXAM
-) -> list[tuple[tuple[Message, ...], tuple[str, ...]]]:
-    """A few questions of each exam that a stack carries, as (messages, tools)."""
-    found: dict[Any, None] = {}
-    for exam in carried(store, stack.layers):
-        for item in (exam.items or ())[:rows]:
-            tools = item.example.tools if item.example else item.tools
-            if item.prompt:  # plain text asks nothing
-                found[(item.prompt, tools)] = None
-    return list(found)
 
 
 # -- sitting them ----------------------------------------------------------------------------------
@@ -293,7 +172,8 @@ def examine_for_gate(
     """Everything the gate needs to let `name` move to `stack`.
 
     Inherited are the exams of the stack beneath, compared with it, and the exams of the stack
-    that the name points at now, compared with that one.
+    that the name points at now, compared with that one; where a layer has a new version, without
+    the questions that it replaced.
     """
     previous = current(store, name)
     own = carried(store, stack.layers)
@@ -305,7 +185,7 @@ def examine_for_gate(
     if previous is None or previous in (stack.digest, beneath.digest if beneath else None):
         return examination
     replaced = of_descriptor(store, store.describe(previous), label=name, force=True)
-    theirs = carried(store, replaced.layers)
+    theirs = succession.inherited(store, replaced.layers, stack.layers)
     now = sit(store, stack, theirs, reporter)
     then = sit(store, replaced, theirs, reporter)
     return _joined(examination, now, then, [*inherited, *theirs])

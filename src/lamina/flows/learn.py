@@ -32,16 +32,12 @@ from lamina.data.exams import default_scorers
 from lamina.data.provenance import content_digest
 from lamina.data.read import read
 from lamina.data.split import split
-from lamina.flows import landing, rehearsal, runs
-from lamina.flows.examine import (
-    Examination,
-    exam_of,
-    examine_for_gate,
-    exams_in,
-    keep_private,
-)
+from lamina.flows import landing, rehearsal, runs, seen_rows
+from lamina.flows.examine import Examination, examine_for_gate
 from lamina.flows.naming import name_stack, new_name
-from lamina.stack.compile import DTYPES, Compiled, compile_stack
+from lamina.flows.questions import exam_of, exams_in, keep_private
+from lamina.lowrank.maths import LayerFactors
+from lamina.stack.compile import DTYPES, Compiled, compile_stack, stored_factors
 from lamina.stack.resolve import ResolvedStack, of_config, of_descriptor, resolve
 from lamina.store.layout import Store
 from lamina.tokens.mask import EncodeReport, encode_all
@@ -167,13 +163,37 @@ def execute(
                 f"run {run.id} is finished: {done.name}", hint=f"lamina show {done.name}"
             )
         spec = run.spec
-        if done is not None:  # landed earlier; only the gate is left
-            layer = store.describe(done.layer)
-            stack = of_descriptor(store, layer, label=spec.name, force=spec.force)
-        else:
-            layer, stack = _train_and_land(store, run, spec, reporter, should_stop)
-            run.finish(runs.RunResult(layer=layer.digest, stack=stack.digest, name=None))
+        if spec.part_of is not None:
+            raise UsageError(f"run {run.id} is part of a longer work", hint=spec.part_of)
+        layer, stack = _landed(store, run, spec, reporter, should_stop)
         return _examine_and_name(store, run, spec, layer, stack, reporter)
+
+
+def landed(
+    store: Store,
+    run: runs.Run,
+    reporter: Reporter,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[Descriptor, ResolvedStack]:
+    """Train a run that is part of a longer work to its end: its layer and stack, unnamed."""
+    with run.lock():
+        return _landed(store, run, run.spec, reporter, should_stop)
+
+
+def _landed(
+    store: Store,
+    run: runs.Run,
+    spec: runs.RunSpec,
+    reporter: Reporter,
+    should_stop: Callable[[], bool],
+) -> tuple[Descriptor, ResolvedStack]:
+    done = run.result
+    if done is not None and store.has(done.layer):  # landed earlier; only the gate is left
+        layer = store.describe(done.layer)
+        return layer, of_descriptor(store, layer, label=spec.name, force=spec.force)
+    layer, stack = _train_and_land(store, run, spec, reporter, should_stop)
+    run.finish(runs.RunResult(layer=layer.digest, stack=stack.digest, name=None))
+    return layer, stack
 
 
 def _train_and_land(
@@ -187,7 +207,7 @@ def _train_and_land(
     reporter.say(f"folding {len(beneath.layers)} layers into a copy of the base")
     compiled = compile_stack(store, beneath, dtype=DTYPES[spec.recipe.dtype])
     try:
-        job, counts = job_of(run, spec, compiled)
+        job, counts = job_of(run, spec, compiled, warm_start(store, spec))
     except LaminaError:
         if not (run.directory / runs.EVENTS).exists():
             shutil.rmtree(run.directory)  # nothing was trained; the request itself was wrong
@@ -198,12 +218,22 @@ def _train_and_land(
     return land(store, run, spec, compiled, outcome, counts)
 
 
+def warm_start(store: Store, spec: runs.RunSpec) -> LayerFactors | None:
+    """The factors that a run starts from; None starts fresh."""
+    return None if spec.start is None else stored_factors(store, spec.start)
+
+
 def _beneath(store: Store, spec: runs.RunSpec) -> ResolvedStack:
     """The stack that a run trains over, as it was when the run began."""
     return of_config(store, spec.stack, label=spec.on, force=spec.force)
 
 
-def job_of(run: runs.Run, spec: runs.RunSpec, compiled: Compiled) -> tuple[Job, EncodeReport]:
+def job_of(
+    run: runs.Run,
+    spec: runs.RunSpec,
+    compiled: Compiled,
+    start: LayerFactors | None = None,
+) -> tuple[Job, EncodeReport]:
     """A run's rows encoded for its base. Raises DataError, UsageError for unknown targets."""
     recipe = spec.recipe
     train_set = encode_all(
@@ -230,12 +260,14 @@ def job_of(run: runs.Run, spec: runs.RunSpec, compiled: Compiled) -> tuple[Job, 
     job = Job(
         model=compiled.model,
         linears=families.select(compiled.linears, recipe.targets),
-        rows=rehearsal.mixed(train_set.rows, old.rows, recipe.rehearsal),
+        rows=train_set.rows,
+        rehearsal=old.rows,
         eval_rows=eval_set.rows,
         recipe=recipe,
         pad_id=compiled.pad_id,
         directory=run.directory,
-        resume_with=f"lamina train --resume {run.id}",
+        resume_with=spec.part_of or f"lamina train --resume {run.id}",
+        start=start,
     )
     return job, train_set.report
 
@@ -291,7 +323,7 @@ def layer_object(
     )
     train_rows = run.rows(runs.TRAIN_ROWS)
     config = LayerConfig(
-        name=spec.name,
+        name=spec.layer_name or spec.name,
         base=base,
         parents=compiled.stack.config.layers,
         rank=recipe.rank,
@@ -316,9 +348,15 @@ def layer_object(
         exams=spec.exams,
         licence=spec.licence,
         author=spec.author,
+        origin=spec.origin,
+        supersedes=spec.supersedes,
+        sources=spec.layer_sources,
     )
-    travelling = None if spec.private else rehearsal.put(store, train_rows)
+    old = run.rows(runs.TRAVELLING_ROWS)
+    travelling = None if spec.private else rehearsal.put(store, (*old, *train_rows))
     blobs = [*adapter, *([travelling] if travelling else [])]
+    seen = seen_rows.keep(store, run, private=spec.private)
+    blobs += [seen] if seen else []
     for index, exam in enumerate(spec.exams):
         data = run.exam_bytes(index)
         if exam.private:

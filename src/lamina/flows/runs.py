@@ -5,7 +5,8 @@ depends on a user's file staying as it was::
 
     run.json         RunSpec
     train.jsonl      training rows          held.jsonl   held-out rows
-    rehearsal.jsonl  rows of the layers beneath
+    rehearsal.jsonl  old rows to mix in     travelling.jsonl   the older version's rehearsal set
+    seen.bin         the rows that older versions saw (see `data.seen`)
     exam-<n>.jsonl   questions              events.jsonl, state.safetensors   while it trains
     result.json      RunResult, once the layer has landed
 
@@ -25,7 +26,7 @@ from filelock import FileLock, Timeout
 from lamina.core.digest import Digest
 from lamina.core.errors import StoreBusyError, UnknownNameError, UsageError
 from lamina.core.files import atomic_directory, atomic_write
-from lamina.core.manifests import ExamSpec, SourceFile, StackConfig
+from lamina.core.manifests import ExamSpec, Origin, SourceFile, StackConfig, StackedLayer
 from lamina.core.recipe import Recipe
 from lamina.core.values import Value
 from lamina.data.example import Example
@@ -33,6 +34,7 @@ from lamina.store.layout import Store
 
 SPEC, RESULT, EVENTS = "run.json", "result.json", "events.jsonl"
 TRAIN_ROWS, HELD_ROWS, REHEARSAL_ROWS = "train.jsonl", "held.jsonl", "rehearsal.jsonl"
+TRAVELLING_ROWS, SEEN = "travelling.jsonl", "seen.bin"
 
 
 class RunSpec(Value):
@@ -60,6 +62,15 @@ class RunSpec(Value):
     """Neither questions nor rehearsal rows travel with the layer."""
     accept_regression: str | None = None
     force: bool = False
+    layer_name: str | None = None
+    """Name of the layer itself, where it is not the stack's."""
+    origin: Origin = "trained"
+    start: Digest | None = None
+    """Layer whose factors training starts from; None starts fresh."""
+    supersedes: Digest | None = None
+    layer_sources: tuple[StackedLayer, ...] = ()
+    part_of: str | None = None
+    """The command that this run is a part of: it names the result, `--resume` does not."""
 
 
 class RunResult(Value):
@@ -95,7 +106,8 @@ class Run:
 
     def rows(self, file: str) -> tuple[Example, ...]:
         """The training or held-out rows."""
-        text = (self.directory / file).read_text(encoding="utf-8")
+        path = self.directory / file
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
         return tuple(Example.from_json(json.loads(line)) for line in text.splitlines())
 
     def exam_bytes(self, index: int) -> bytes:
@@ -147,12 +159,17 @@ def create(
     held: Sequence[Example],
     exams: Sequence[bytes],
     rehearsal: Sequence[Example] = (),
+    *,
+    travelling: Sequence[Example] = (),
+    seen: bytes = b"",
 ) -> Run:
     """Write a run's folder, whole or not at all."""
     with atomic_directory(directory) as work:
         (work / TRAIN_ROWS).write_text(_jsonl(train), encoding="utf-8")
         (work / HELD_ROWS).write_text(_jsonl(held), encoding="utf-8")
         (work / REHEARSAL_ROWS).write_text(_jsonl(rehearsal), encoding="utf-8")
+        (work / TRAVELLING_ROWS).write_text(_jsonl(travelling), encoding="utf-8")
+        (work / SEEN).write_bytes(seen)
         for index, data in enumerate(exams):
             (work / f"exam-{index}.jsonl").write_bytes(data)
         (work / SPEC).write_bytes(spec.to_bytes())

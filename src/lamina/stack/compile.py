@@ -17,7 +17,7 @@ from lamina.bases import families
 from lamina.bases.load import load, load_tokenizer
 from lamina.core.errors import LayerError
 from lamina.core.files import atomic_directory
-from lamina.core.manifests import Descriptor
+from lamina.core.manifests import Descriptor, LayerConfig
 from lamina.lowrank import codec
 from lamina.lowrank.attach import fold_into, layer_faults
 from lamina.lowrank.maths import Factors, compose
@@ -87,14 +87,21 @@ def base_format(store: Store, stack: ResolvedStack) -> ChatFormat:
 
 def layer_factors(store: Store, layer: ResolvedLayer) -> dict[str, Factors]:
     """A stored layer's factors, times its weight in the stack."""
-    config = layer.manifest.blob(codec.CONFIG_FILE)
-    weights = layer.manifest.blob(codec.WEIGHTS_FILE)
-    if config is None or weights is None:
-        raise LayerError(f"layer {layer.digest} has no adapter in it")
-    factors = codec.decode(
-        store.read(config.digest), str(store.path(weights.digest)), f"layer {layer.config.name}"
-    )
+    factors = stored_factors(store, layer.digest)
     return {name: part.weighted(layer.weight) for name, part in factors.items()}
+
+
+def stored_factors(store: Store, layer: str) -> dict[str, Factors]:
+    """The factors of the layer with this digest, as they were stored.
+
+    Raises LayerError with every fault, StoreError.
+    """
+    manifest = store.manifest(layer)
+    config, weights = manifest.blob(codec.CONFIG_FILE), manifest.blob(codec.WEIGHTS_FILE)
+    if config is None or weights is None:
+        raise LayerError(f"layer {layer} has no adapter in it")
+    name = store.config(manifest, LayerConfig).name
+    return codec.decode(store.read(config.digest), str(store.path(weights.digest)), f"layer {name}")
 
 
 def base_directory(store: Store, base: Descriptor) -> Path:

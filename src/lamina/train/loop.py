@@ -25,6 +25,7 @@ from lamina.tokens.pack import plan_batches
 from lamina.train import checkpoint
 from lamina.train.events import EventLog
 from lamina.train.objective import token_losses
+from lamina.train.rehearse import rehearsed
 from lamina.train.schedule import (
     eval_interval,
     learning_rate,
@@ -56,6 +57,8 @@ class Job:
     """What a person types to go on after an interruption."""
     start: LayerFactors | None = None
     """Factors to start from (warm start); None starts fresh."""
+    rehearsal: Sequence[Encoded] = ()
+    """Old rows, of which each epoch takes as many as make up the recipe's share."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +104,9 @@ class _Run:
     def __init__(self, job: Job, attachment: Attachment, events: EventLog) -> None:
         self.job, self.recipe, self.attachment, self.events = job, job.recipe, attachment, events
         self.flat = attachment.flat
-        self.best = self.flat.data.clone()
+        self.start = self.flat.data.clone()
+        self.best = self.start.clone()
+        self.rows = (*job.rows, *job.rehearsal)
         self.optimiser = torch.optim.AdamW(
             [self.flat],
             lr=self.recipe.lr,
@@ -109,7 +114,7 @@ class _Run:
             weight_decay=self.recipe.weight_decay,
             fused=True,
         )
-        self.lengths = [len(row.ids) for row in job.rows]
+        self.lengths = [len(row) for row in self.rows]
         self.eval_batches = _eval_batches(job)
         self.eval_tokens = sum(len(row.ids) for row in job.eval_rows)
         self.epochs: dict[int, list[list[int]]] = {}
@@ -224,7 +229,7 @@ class _Run:
         """One optimiser step on the next batch."""
         progress = self.progress
         began = time.perf_counter()
-        rows = [self.job.rows[index] for index in self._batch(progress.step)]
+        rows = [self.rows[index] for index in self._batch(progress.step)]
         batch = collate(rows, self.job.pad_id)
         rate = learning_rate(self.recipe, progress.step, progress.steps, progress.warmup)
         for group in self.optimiser.param_groups:
@@ -237,6 +242,8 @@ class _Run:
         finite = bool(torch.isfinite(loss)) and bool(torch.isfinite(norm))
         if finite:
             self.optimiser.step()
+            if self.recipe.drift:
+                self.flat.data.lerp_(self.start, min(1.0, rate * self.recipe.drift))
         tokens = int(batch.lengths.sum())
         self._update(
             step=progress.step + 1,
@@ -316,9 +323,18 @@ class _Run:
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         if epoch not in self.epochs:
-            plan = plan_batches(
-                self.lengths, self.recipe.batch_tokens, derive(self.recipe.seed, "order"), epoch
+            recipe, own = self.recipe, len(self.job.rows)
+            old = rehearsed(
+                self.lengths[own:], sum(self.lengths[:own]), recipe.rehearsal, recipe.seed, epoch
             )
+            chosen = [*range(own), *(own + index for index in old)]
+            batches = plan_batches(
+                [self.lengths[i] for i in chosen],
+                recipe.batch_tokens,
+                derive(recipe.seed, "order"),
+                epoch,
+            )
+            plan = [[chosen[i] for i in batch] for batch in batches]
             self.epochs = {epoch: plan} | ({0: self.epochs[0]} if 0 in self.epochs else {})
         return self.epochs[epoch]
 

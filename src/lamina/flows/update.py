@@ -1,0 +1,315 @@
+"""`lamina update`: a new version of a layer from new rows, without the cost of training it anew.
+
+It starts from the old version's factors and learns the new rows beside old ones: all rows of older
+versions where their files are still at hand, else the rehearsal set that travels, and the
+rehearsal sets of the layers beneath. Rows that were seen before are known by hash and left out. A
+new row that asks an old question and answers it otherwise replaces it: in the rehearsal set and in
+the exam. The rank stays what it was, however often a layer is updated.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamina.core.digest import digest_bytes
+from lamina.core.errors import UsageError
+from lamina.core.manifests import ExamSpec
+from lamina.core.names import Name, parse_reference
+from lamina.core.recipe import Recipe, ScorerName
+from lamina.core.report import Reporter
+from lamina.data import seen
+from lamina.data.example import Example
+from lamina.data.exams import ExamItem, default_scorers, items_from_examples, to_jsonl
+from lamina.data.read import Dataset, read
+from lamina.data.split import question_digest, split
+from lamina.exams.scorers.registry import SCORERS
+from lamina.flows import at_hand, rehearsal, runs, seen_rows
+from lamina.flows.naming import new_name
+from lamina.flows.questions import ANSWER_TOKENS, carried
+from lamina.stack.resolve import ResolvedLayer, ResolvedStack, resolve
+from lamina.store.layout import Store
+
+REHEARSAL = 0.5
+"""Share of an update's tokens that are old rows. More than a new layer needs: an update works on
+the very factors that hold the old answers."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `lamina update` was asked to do."""
+
+    stack: str
+    data: Sequence[str]
+    layer: str | None = None
+    """Which layer, by name or digest; None: the top one."""
+    name: str | None = None
+    """Name that moves; None: the stack's own for its top layer, else the layer's."""
+    overrides: tuple[tuple[str, object], ...] = ()
+    """Recipe keys that differ from the old version's recipe."""
+    format: str | None = None
+    skip_bad: bool = False
+    private: bool = False
+    licence: str | None = None
+    author: str | None = None
+    accept_regression: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Parts:
+    """An update's rows and questions."""
+
+    train: tuple[Example, ...]
+    held_out: tuple[Example, ...]
+    rehearsal: tuple[Example, ...]
+    """Old rows to mix in, of older versions and of the layers beneath."""
+    travelling: tuple[Example, ...]
+    """What is left of the older version's rehearsal set."""
+    exams: tuple[tuple[ExamSpec, bytes], ...]
+    seen: frozenset[bytes]
+    known: int
+    """Rows left out because they had been seen before."""
+    replaced: int
+    """Old questions that have a new answer."""
+
+
+def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run | None:
+    """Read the new rows and write the run's folder; None when every row had been seen before.
+
+    Train it with `learn.execute`. Raises DataError, UsageError, UnknownNameError.
+    """
+    stack = resolve(store, request.stack, force=request.force)
+    index = layer_index(stack, request.layer)
+    layer = stack.layers[index]
+    name = _name(store, request, stack, index)
+    dataset = read(
+        request.data, format=request.format, skip_bad=request.skip_bad, licence=request.licence
+    )
+    for fault in dataset.bad:
+        reporter.say(f"skipped {fault.file}:{fault.line}: {fault.reason}")
+    recipe = recipe_of(layer, request)
+    parts = parts_of(store, stack.layers[: index + 1], dataset.examples, recipe)
+    reporter.say(_counts(dataset, parts))
+    if not parts.train:
+        return None
+    spec = _spec(request, stack, index, name, recipe, dataset, parts)
+    return runs.create(
+        store.runs_dir / spec.id,
+        spec,
+        parts.train,
+        parts.held_out,
+        [data for _, data in parts.exams],
+        parts.rehearsal,
+        travelling=parts.travelling,
+        seen=seen.pack(parts.seen),
+    )
+
+
+def layer_index(stack: ResolvedStack, layer: str | None) -> int:
+    """Where in a stack the layer of this name or digest lies; the top for None.
+
+    Raises UsageError naming the layers there are.
+    """
+    if not stack.layers:
+        raise UsageError(
+            f"{stack.label} has no layer to update", hint="train one: lamina train --on …"
+        )
+    if layer is None:
+        return len(stack.layers) - 1
+    wanted = layer.removeprefix("@").removeprefix("sha256:")
+    found = [
+        index
+        for index, each in enumerate(stack.layers)
+        if each.config.name == layer
+        or (len(wanted) >= 6 and each.digest.removeprefix("sha256:").startswith(wanted))
+    ]
+    if len(found) != 1:
+        names = ", ".join(each.config.name for each in stack.layers)
+        raise UsageError(
+            f"{stack.label} has {'no' if not found else 'more than one'} layer {layer!r}",
+            hint=f"its layers, lowest first: {names}; a digest is never ambiguous",
+        )
+    return found[0]
+
+
+def _name(store: Store, request: Request, stack: ResolvedStack, index: int) -> Name:
+    """The name that moves to the new version."""
+    if request.name is not None:
+        return new_name(store, request.name)
+    reference = parse_reference(request.stack)
+    if index == len(stack.layers) - 1 and isinstance(reference, Name):
+        return Name(reference.name)
+    return new_name(store, stack.layers[index].config.name)
+
+
+def recipe_of(layer: ResolvedLayer, request: Request) -> Recipe:
+    """The old version's recipe with the length of its schedule open again."""
+    config = layer.config
+    fixed = {"rank": config.rank, "alpha": config.alpha, "scaling": config.scaling}
+    changes = dict(request.overrides)
+    wrong = [key for key in changes if key in fixed]
+    if wrong:
+        raise UsageError(
+            f"an update keeps the layer's {', '.join(wrong)}",
+            hint="train a new layer, or squash it afterwards: lamina squash --rank",
+        )
+    old = (config.recipe or Recipe()).model_dump()
+    opened = {"steps": None, "stop_after": None, "warmup_steps": None, "schedule": None}
+    return Recipe.parse(
+        old | opened | {"rehearsal": REHEARSAL} | fixed | changes, "the recipe of the update"
+    )
+
+
+# -- rows ----------------------------------------------------------------------------------------
+
+
+def parts_of(
+    store: Store, layers: Sequence[ResolvedLayer], rows: Sequence[Example], recipe: Recipe
+) -> Parts:
+    """What an update of the top of `layers` with `rows` learns, rehearses and is asked."""
+    layer = layers[-1]
+    known = seen_rows.of_layer(store, layer)
+    new = [row for row in rows if seen.mark(row) not in known]
+    sides = split(new, recipe.held_out, recipe.held_out_max)
+    asked = {question_digest(row.prompt, row.text) for row in new}
+    old = older_rows(store, layer)
+    own = rehearsal.of_layers(store, [layer])
+    still = [row for row in own if question_digest(row.prompt, row.text) not in asked]
+    exams, dropped = _exams(store, layer, new, sides.held_out, recipe)
+    return Parts(
+        train=sides.train,
+        held_out=sides.held_out,
+        rehearsal=(
+            *rehearsal.of_layers(store, layers[:-1]),
+            *(r for r in (old or own) if question_digest(r.prompt, r.text) not in asked),
+        ),
+        travelling=tuple(still),
+        exams=tuple(exams),
+        seen=known,
+        known=len(rows) - len(new),
+        replaced=dropped + len(own) - len(still),
+    )
+
+
+def older_rows(store: Store, layer: ResolvedLayer) -> tuple[Example, ...]:
+    """All rows at hand that versions of a layer learned; a newer answer replaces an older one."""
+    found: dict[str, Example] = {}
+    each: ResolvedLayer | None = layer
+    while each is not None:
+        for row in at_hand.rows_of(store, each) or ():
+            found.setdefault(question_digest(row.prompt, row.text), row)
+        each = at_hand.version(store, each.config.supersedes)
+    return tuple(found.values())
+
+
+def _exams(
+    store: Store,
+    layer: ResolvedLayer,
+    new: Sequence[Example],
+    held_out: Sequence[Example],
+    recipe: Recipe,
+) -> tuple[list[tuple[ExamSpec, bytes]], int]:
+    """The old version's exams without the questions that got a new answer, and the new rows'."""
+    asked = {question_digest(row.prompt, row.text) for row in new}
+    waiting: list[ScorerName] = []
+    if held_out:
+        waiting = list(dict.fromkeys(recipe.exams or default_scorers(held_out)))
+    made: list[tuple[ExamSpec, list[ExamItem]]] = []
+    dropped = 0
+    for exam in carried(store, [layer]):
+        if exam.items is None:
+            raise UsageError(
+                f"the questions of exam {exam.name} are withheld and not on this machine",
+                hint="its author can update this layer; or train a layer above it",
+            )
+        items = [item for item in exam.items if _question(item) not in asked]
+        dropped += len(exam.items) - len(items)
+        if exam.spec.scorer in waiting:
+            waiting.remove(exam.spec.scorer)
+            items = _capped([*items, *_asked_of(held_out, exam.spec.scorer)], recipe.held_out_max)
+        made.append((exam.spec, items))
+    private = any(spec.private for spec in layer.config.exams)
+    for scorer in waiting:
+        spec = ExamSpec(
+            name=f"{layer.config.name}/{scorer}",
+            scorer=scorer,
+            items=digest_bytes(b""),
+            rows=0,
+            private=private,
+            max_new_tokens=ANSWER_TOKENS.get(scorer, 1),
+        )
+        made.append((spec, _asked_of(held_out, scorer)))
+    return [_sealed(spec, items) for spec, items in made if items], dropped
+
+
+def _asked_of(held_out: Sequence[Example], scorer: ScorerName) -> list[ExamItem]:
+    return list(SCORERS[scorer].usable(items_from_examples(held_out, scorer)))
+
+
+def _capped(items: Sequence[ExamItem], most: int) -> list[ExamItem]:
+    """Each question once; beyond `most`, those with the lowest digests stay, in their order."""
+    lines = {to_jsonl([item]): item for item in items}
+    chosen = set(sorted(lines, key=digest_bytes)[:most])
+    return [item for line, item in lines.items() if line in chosen]
+
+
+def _sealed(spec: ExamSpec, items: Sequence[ExamItem]) -> tuple[ExamSpec, bytes]:
+    data = to_jsonl(items)
+    return spec.model_copy(update={"items": digest_bytes(data), "rows": len(items)}), data
+
+
+def _question(item: ExamItem) -> str:
+    return question_digest(item.prompt, item.example.text if item.example else None)
+
+
+# -- words ---------------------------------------------------------------------------------------
+
+
+def _counts(dataset: Dataset, parts: Parts) -> str:
+    said = [
+        f"{len(dataset.examples)} rows ({dataset.format}): {len(parts.train)} to learn",
+        f"{len(parts.held_out)} held out",
+    ]
+    if parts.known:
+        said.append(f"{parts.known} already seen")
+    if parts.replaced:
+        said.append(f"{parts.replaced} old questions answered anew")
+    if parts.rehearsal:
+        said.append(f"{len(parts.rehearsal)} old rows to rehearse")
+    return ", ".join(said)
+
+
+def _spec(
+    request: Request,
+    stack: ResolvedStack,
+    index: int,
+    name: Name,
+    recipe: Recipe,
+    dataset: Dataset,
+    parts: Parts,
+) -> runs.RunSpec:
+    layer = stack.layers[index]
+    beneath = stack.config.model_copy(update={"layers": stack.config.layers[:index]})
+    return runs.RunSpec(
+        id=runs.new_id(name.name),
+        created=runs.now().isoformat(),
+        name=name.name,
+        layer_name=layer.config.name,
+        on=request.stack,
+        stack=beneath,
+        recipe=recipe,
+        format=dataset.format,
+        files=dataset.files,
+        sources=tuple(str(Path(s).absolute()) if Path(s).exists() else s for s in request.data),
+        duplicates=dataset.duplicates,
+        skipped=len(dataset.bad),
+        licence=dataset.licence or layer.config.licence,
+        author=request.author,
+        exams=tuple(spec for spec, _ in parts.exams),
+        private=request.private or any(exam.private for exam in layer.config.exams),
+        accept_regression=request.accept_regression,
+        force=request.force,
+        origin="updated",
+        start=layer.digest,
+        supersedes=layer.digest,
+    )

@@ -1,0 +1,45 @@
+"""Which old rows go into an epoch: a pure function of data, share, seed and epoch."""
+
+import random
+from collections.abc import Sequence
+
+from lamina.core.seeds import derive
+
+
+def rehearsed(
+    lengths: Sequence[int], own_tokens: int, share: float, seed: int, epoch: int
+) -> list[int]:
+    """Indices of old rows that make up `share` of the epoch's tokens, beside `own_tokens` new ones.
+
+    Old rows take turns in one shuffled order that goes on from epoch to epoch, so that all are
+    seen as often as each other; where they are few they repeat. Empty when there are no old rows
+    or the share is 0. Raises ValueError unless 0 <= share < 1.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"share must be in [0, 1), not {share}")
+    total = sum(lengths)
+    if not total or not share:
+        return []
+    wanted = share / (1 - share) * own_tokens
+    order = list(range(len(lengths)))
+    random.Random(derive(seed, "rehearsal")).shuffle(order)
+    # whole rounds leave the order where it was; the place to go on from follows from the rest
+    position = _position([lengths[i] for i in order], epoch * wanted % total)
+    chosen: list[int] = []
+    taken = 0
+    while taken < wanted:
+        row = order[position % len(order)]
+        chosen.append(row)
+        taken += lengths[row]
+        position += 1
+    return chosen
+
+
+def _position(lengths: Sequence[int], tokens: float) -> int:
+    """How many of the rows are over once `tokens` have passed."""
+    passed = 0
+    for index, length in enumerate(lengths):
+        if passed >= tokens:
+            return index
+        passed += length
+    return len(lengths)
