@@ -60,6 +60,7 @@ def main() -> None:
     arguments.add_argument("--epochs", type=float, default=8.0)
     arguments.add_argument("--update-epochs", type=float)
     arguments.add_argument("--lr", type=float, default=1e-3)
+    arguments.add_argument("--batch-tokens", type=int, default=512)
     arguments.add_argument("--update-lr", type=float)
     arguments.add_argument("--rehearsal", type=float, default=update.REHEARSAL)
     arguments.add_argument("--drift", type=float, default=0.0)
@@ -115,7 +116,8 @@ class Stream:
 
     def _recipe(self) -> Recipe:
         return Recipe(
-            epochs=self.given.epochs, lr=self.given.lr, held_out=0.02, eval_rows=16,
+            epochs=self.given.epochs, lr=self.given.lr, batch_tokens=self.given.batch_tokens,
+            held_out=0.02, eval_rows=16,
             exams=("loss",), patience=None,
         )  # fmt: skip
 
@@ -209,10 +211,17 @@ class Stream:
     def _row(self, arms: dict[str, Arm]) -> dict[str, Any]:
         given = self.given
         row: dict[str, Any] = {
-            "products": given.products, "periods": given.periods, "facts": len({r["fact"] for r in self.learned}),
-            "rows": len(self.learned), "epochs": given.epochs, "lr": given.lr,
-            "rehearsal": given.rehearsal, "drift": given.drift, "retrained_at": sorted(self.retrain_at),
-        }  # fmt: skip
+            "products": given.products,
+            "periods": given.periods,
+            "facts": len({r["fact"] for r in self.learned}),
+            "rows": len(self.learned),
+            "epochs": given.epochs,
+            "lr": given.lr,
+            "batch_tokens": given.batch_tokens,
+            "rehearsal": given.rehearsal,
+            "drift": given.drift,
+            "retrained_at": sorted(self.retrain_at),
+        }
         main_arm, retrain, naive = (arms.get(n) for n in ("update", "retrain", "naive"))
         if main_arm and retrain:
             compared = sorted(set(retrain.new) & set(main_arm.new) - {0})
@@ -226,11 +235,15 @@ class Stream:
             )
         row["arms"] = {
             name: {
-                "new": _rounded(arm.new), "kept": _rounded(arm.kept), "stale": _rounded(arm.stale),
-                "forgot": round(arm.forgot, 4), "seconds": _rounded(arm.seconds, 1), "tokens": arm.tokens,
+                "new": _rounded(arm.new),
+                "kept": _rounded(arm.kept),
+                "stale": _rounded(arm.stale),
+                "forgot": round(arm.forgot, 4),
+                "seconds": _rounded(arm.seconds, 1),
+                "tokens": arm.tokens,
             }
             for name, arm in arms.items()
-        }  # fmt: skip
+        }
         return row
 
     def _retraining(self, arm: Arm) -> float:

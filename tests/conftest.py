@@ -1,6 +1,10 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("lamina", deadline=None)  # machines differ in speed, and are shared
+settings.load_profile("lamina")
 
 pytest_plugins = ["tests.made"]
 BESIDE = Path(__file__).resolve().parents[1].parent / "shared" / "data"

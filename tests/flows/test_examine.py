@@ -8,8 +8,8 @@ from lamina.data.example import Example, Message
 from lamina.flows import examine
 from lamina.flows.compare import compare
 from lamina.flows.examine import ENGINE, examine_stack, matrix_of
-from lamina.flows.questions import probe_prompts
 from lamina.flows.examinee import StackExaminee
+from lamina.flows.questions import probe_prompts
 from lamina.stack.compile import compile_stack
 from lamina.stack.resolve import resolve
 from lamina.tokens.batch import collate

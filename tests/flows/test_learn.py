@@ -12,8 +12,8 @@ from lamina.data.exams import from_jsonl
 from lamina.data.split import split
 from lamina.flows import learn, runs
 from lamina.flows.examine import examine_stack
-from lamina.flows.questions import private_path
 from lamina.flows.inventory import history
+from lamina.flows.questions import private_path
 from lamina.flows.tag import tag
 from lamina.lowrank import codec
 from lamina.stack.resolve import resolve

@@ -83,18 +83,25 @@ def test_bfloat16_losses():
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 @pytest.mark.parametrize("at_once", [1, 3, 7, 1000])
-def test_head_loss_in_chunks_of_any_size(monkeypatch, softcap, scale, at_once):
+@pytest.mark.parametrize("several", [False, True], ids=["one target", "a teacher's targets"])
+def test_head_loss_in_chunks_of_any_size(monkeypatch, softcap, scale, at_once, several):
     torch.manual_seed(0)
     hidden = torch.randn(10, 16, requires_grad=True)
     weight, targets, upstream = torch.randn(37, 16), torch.randint(37, (10,)), torch.randn(10)
     monkeypatch.setattr(objective, "CHUNK_BYTES", 4 * 37 * at_once)
-    losses = objective._HeadLoss.apply(hidden, Head(weight, softcap, scale), targets)
+    ids, shares = targets[:, None], torch.ones(10, 1)
+    if several:  # an id may come twice, and with weight 0
+        ids, shares = torch.randint(37, (10, 5)), torch.rand(10, 5)
+        shares[:, 4] = 0
+        shares /= shares.sum(1, keepdim=True)
+    losses = objective._HeadLoss.apply(hidden, Head(weight, softcap, scale), ids, shares)
     losses.backward(upstream)
 
     exact = hidden.detach().double().requires_grad_()
     z = scale * exact @ weight.double().T
     z = z if softcap is None else softcap * torch.tanh(z / softcap)
-    expected = torch.nn.functional.cross_entropy(z, targets, reduction="none")
+    wanted = torch.zeros(10, 37).double().scatter_add(1, ids, shares.double())
+    expected = torch.nn.functional.cross_entropy(z, wanted, reduction="none")
     expected.backward(upstream.double())
     torch.testing.assert_close(losses.double(), expected, **TOLERANCE[torch.float32])
     torch.testing.assert_close(hidden.grad.double(), exact.grad, **TOLERANCE[torch.float32])

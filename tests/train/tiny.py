@@ -49,9 +49,12 @@ def recipe(**changes) -> Recipe:
 
 
 def job(directory: Path, *, on: torch.nn.Module | None = None, **changes) -> Job:
-    """A job in a folder of its own; `recipe` keys and `Job` fields alike in `changes`."""
+    """A job in a folder of its own; `recipe` keys and `Job` fields alike in `changes`,
+    rehearsal rows as `old`."""
     directory.mkdir(parents=True, exist_ok=True)
     on = on or model()
+    changes = {"rehearsal": 0.0} | changes
+    old = changes.pop("old", ())
     fields = {"rows": rows(), "eval_rows": rows(4, seed=100), "start": None}
     fields |= {key: changes.pop(key) for key in tuple(changes) if key in fields}
     return Job(
@@ -61,6 +64,7 @@ def job(directory: Path, *, on: torch.nn.Module | None = None, **changes) -> Job
         pad_id=PAD,
         directory=directory,
         resume_with="go on",
+        rehearsal=old,
         **fields,
     )
 

@@ -165,10 +165,12 @@ def generate(
     sampling: Sampling | None = None,
     pad_id: int = 0,
     progress: Callable[[int], None] | None = None,
+    ended: Callable[[Sequence[int]], bool] = lambda ids: False,
 ) -> list[list[int]]:
     """Answers to all prompts, stop token left out, in the prompts' order.
 
-    Prompts of similar length share a batch. `progress` is told how many have been answered.
+    Prompts of similar length share a batch. `progress` is told how many have been answered;
+    `ended` may say that an answer needs no further token, as where a stop string is in it.
     """
     sampling = sampling or Sampling()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -178,7 +180,9 @@ def generate(
         generator = _generator(sampling, number, head(model).weight.device)
         for i, answer in zip(
             batch,
-            _generate_batch(model, rows, max_new_tokens, stop_ids, sampling, generator, pad_id),
+            _generate_batch(
+                model, rows, max_new_tokens, stop_ids, sampling, generator, pad_id, ended
+            ),
             strict=True,
         ):
             answers[i] = answer
@@ -208,6 +212,7 @@ def _generate_batch(
     sampling: Sampling,
     generator: torch.Generator | None,
     pad_id: int,
+    ended: Callable[[Sequence[int]], bool],
 ) -> list[list[int]]:
     spec = head(model)
     device = spec.weight.device
@@ -238,8 +243,10 @@ def _generate_batch(
                 continue
             if token in stop_ids:
                 done.add(row)
-            else:
-                outputs[row].append(token)
+                continue
+            outputs[row].append(token)
+            if ended(outputs[row]):
+                done.add(row)
         if len(done) == len(prompts) or step == max_new_tokens - 1:
             break
         ids_BT, position_BT = next_B[:, None], position_BT[:, -1:] + 1

@@ -17,9 +17,31 @@ def log(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="One name; all by default.")
     ] = None,
+    graph: Annotated[
+        bool,
+        typer.Option(
+            "--graph", help="Draw what each version stands on, replaced and was made from."
+        ),
+    ] = False,
     json: options.Json = False,
 ) -> None:
-    """Show every move of a name, newest first: when, to which stack, what the gate said."""
+    """Show every move of a name, newest first: when, to which stack, what the gate said.
+
+    \b
+    lamina log agent
+    lamina log --graph
+
+    With --graph each version also shows its layers and its results, and whether it is stale.
+    """
+    if graph:
+        from lamina.flows.graph import graph as draw
+
+        drawn = draw(environment.open_store(), name)
+        if json:
+            print_json(drawn.to_json())
+        else:
+            print_text(drawn.render())
+        return
     from lamina.flows.inventory import history, render_history
 
     moves = history(environment.open_store(), name)

@@ -86,6 +86,15 @@ def train(
         float | None,
         typer.Option(metavar="SHARE", help="Share of tokens from the layers beneath."),
     ] = None,
+    rehearsal_set: Annotated[
+        str | None,
+        typer.Option(
+            "--rehearsal-set",
+            metavar="KIND",
+            help="What the layer carries for whoever trains above it: sample (of its rows), "
+            "synthesised (rows the stack writes; the default with --private) or none.",
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(metavar="N", help="Seed of everything random.")
     ] = None,
@@ -108,7 +117,8 @@ def train(
         typer.Option("--exam", metavar="FILE", help="Further exam questions; repeat."),
     ] = None,
     private: Annotated[
-        bool, typer.Option("--private", help="Withhold the exam's questions from the layer.")
+        bool,
+        typer.Option("--private", help="Withhold the rows and the exam's questions."),
     ] = False,
     licence: Annotated[
         str | None, typer.Option(metavar="SPDX", help="Licence of the data.")
@@ -153,6 +163,7 @@ def train(
         "format": format,
         "skip_bad": skip_bad,
         "private": private,
+        "rehearsal_set": rehearsal_set,
         "licence": licence,
         "author": author,
         "exam": exam,
@@ -184,6 +195,7 @@ def train(
             format=format,
             skip_bad=skip_bad,
             private=private,
+            rehearsal_set=rehearsal_set,
             licence=licence,
             author=author or environment.author(),
             exam_files=exam or (),

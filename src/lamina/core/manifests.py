@@ -177,6 +177,9 @@ other parents with its factors kept or corrected. 'distilled': taught by the sta
 from. 'squashed', 'merged': computed from its `sources`."""
 Rung = Literal["copy", "project", "distil", "retrain"]
 """How a layer was carried to other parents; the cheapest first."""
+RehearsalSet = Literal["sample", "synthesised", "none"]
+"""What a layer's rehearsal set is: a sample of its rows; rows that its stack wrote itself, beside
+those that an older version already carried; or nothing."""
 
 
 class LayerConfig(Value):
@@ -204,6 +207,8 @@ class LayerConfig(Value):
     """The layer of which this is a new version."""
     sources: tuple[StackedLayer, ...] = ()
     """What it was computed from, lowest first: the layers squashed, merged or carried."""
+    rehearsal: RehearsalSet | None = None
+    """Which rehearsal set it carries; None where that is not on record."""
 
 
 class StackConfig(Value):
@@ -307,6 +312,8 @@ class CarriedEvidence(Value):
     source_stack: Digest
     """The stack that it was the top of."""
     exams: tuple[Kept, ...] = ()
+    retained: float | None = None
+    """The smallest share of a gain that was kept; None where there was no gain."""
     tried: tuple[tuple[Rung, str], ...] = ()
     """Cheaper rungs, and why each was not good enough."""
     seconds: float

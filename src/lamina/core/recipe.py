@@ -72,6 +72,8 @@ class Recipe(Value):
     """Stop after this many held-out losses in a row without a new best; None never stops early."""
     rehearsal: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the training tokens that comes from the rehearsal sets of the layers beneath."""
+    rehearse: Literal["parent", "labels"] = "parent"
+    """What old rows teach: what the stack said of them before training, or their own labels."""
     drift: Annotated[float, Field(ge=0)] = 0.0
     """Pull back to the factors that a warm start began with: each step takes the share
     learning rate x drift of the way (L2-SP, arXiv:1802.01483, decoupled as in AdamW)."""

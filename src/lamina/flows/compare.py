@@ -73,13 +73,15 @@ def compare(
             prompt for stack in stacks for prompt in probe_prompts(store, stack, rows)
         )
         asked = [Prompt(messages, tools) for messages, tools in found]
-    answers = tuple(_answers(store, stack, asked, reporter) for stack in stacks)
-    return Difference(stacks, tuple(map(_shown, asked)), (answers[0], answers[1]))
+    answers = tuple(ask(store, stack, asked, reporter) for stack in stacks)
+    return Difference(stacks, tuple(map(shown, asked)), (answers[0], answers[1]))
 
 
-def _answers(
+def ask(
     store: Store, stack: ResolvedStack, asked: Sequence[Prompt], reporter: Reporter
 ) -> tuple[str, ...]:
+    """A stack's greedy answers, in order."""
+
     def progress(done: int, total: int) -> None:
         text = f"asking {stack.label}: {done}/{total}"
         reporter.event({"event": "examining", "text": text, "last": done == total})
@@ -88,6 +90,7 @@ def _answers(
     return tuple(examinee.answer(asked, max(ANSWER_TOKENS.values()), progress))
 
 
-def _shown(prompt: Prompt) -> str:
+def shown(prompt: Prompt) -> str:
+    """The last turn of a prompt, for people."""
     last = prompt.messages[-1]
     return render_answer(last.content, last.tool_calls)

@@ -1,27 +1,27 @@
 """`lamina list`, `show`, `log`: what is in the store. Reads manifests only, never a tensor."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lamina.core.digest import short
 from lamina.core.errors import UnknownNameError
 from lamina.core.manifests import (
     BASE_TYPE,
+    CERTIFICATE_TYPE,
     COST_TYPE,
     IDENTITY,
     LAYER_TYPE,
     NAMING_TYPE,
     SCORES_TYPE,
+    CertificateEvidence,
     CostEvidence,
     LayerConfig,
-    NamingEvidence,
     ScoresEvidence,
     StackConfig,
 )
 from lamina.core.names import LATEST, Name, parse_name, parse_reference
-from lamina.flows.bases import details
-from lamina.flows.bases import render as render_base
+from lamina.flows.evidence import recorded
 from lamina.store.layout import Store
-from lamina.store.refs import SUBJECT
 
 
 def inventory(store: Store) -> dict[str, Any]:
@@ -61,6 +61,8 @@ def inventory(store: Store) -> dict[str, Any]:
 
 def describe(store: Store, text: str) -> dict[str, Any]:
     """A base, layer or stack with everything recorded about it."""
+    from lamina.flows.bases import details  # `list` and `log` start faster without
+
     reference = parse_reference(text)
     if isinstance(reference, Name) and reference.name not in store.names():
         if reference.name in store.bases():
@@ -96,17 +98,21 @@ def _layer(store: Store, digest: str) -> dict[str, Any]:
     manifest = store.manifest(digest)
     config = store.config(manifest, LayerConfig)
     costs = store.evidence(digest, COST_TYPE, CostEvidence)
+    certificates = store.evidence(digest, CERTIFICATE_TYPE, CertificateEvidence)
     return {
         "layer": digest,
         **config.model_dump(mode="json"),
         "bytes": sum(blob.size for blob in manifest.layers),
         "cost": costs[-1].model_dump(mode="json") if costs else None,
+        "certificate": certificates[-1].model_dump(mode="json") if certificates else None,
     }
 
 
 def render(found: dict[str, Any]) -> str:
     """`describe` for people."""
     if found["kind"] == "base":
+        from lamina.flows.bases import render as render_base
+
         return render_base({k: v for k, v in found.items() if k != "kind"})
     if found["kind"] == "layer":
         return _render_layer(found)
@@ -141,10 +147,33 @@ def _render_layer(layer: dict[str, Any]) -> str:
             f"  took {cost['seconds'] / 60:.1f} minutes, {cost['peak_bytes'] / 1e9:.1f} GB "
             f"({cost['hardware']})"
         )
+    if layer["certificate"]:
+        lines += certificate_lines(layer["certificate"])
     for exam in layer["exams"]:
         withheld = " (questions withheld)" if exam["private"] else ""
         lines.append(f"  exam {exam['name']}: {exam['rows']} questions{withheld}")
+    if layer["rehearsal"]:
+        lines.append(f"  rehearsal set: {layer['rehearsal']}")
     return "\n".join(lines)
+
+
+def certificate_lines(found: Mapping[str, Any]) -> list[str]:
+    """What a squash or merge changed, for people, indented as in `render`."""
+    left_out = f"{found['discarded']:.1e} of the update left out"
+    if found["worst_module"]:
+        left_out += f", at most {found['worst_discarded']:.1e} ({found['worst_module']})"
+    lines = [
+        f"  {found['method']}: rank {found['rank']}, was {found['rank_before']}; {left_out}",
+        f"  logits differ by at most {found['logits_difference']:.1e} of the largest, on "
+        f"{found['probes']} prompts",
+    ]
+    for kept in found["exams"]:
+        gain = "" if kept["retained"] is None else f"; {kept['retained']:.0%} of the gain kept"
+        lines.append(
+            f"  {kept['exam']}: {kept['metric']} {kept['after']:.4f}, "
+            f"was {kept['before']:.4f}{gain}"
+        )
+    return lines
 
 
 def history(store: Store, name: str | None) -> list[dict[str, Any]]:
@@ -153,35 +182,33 @@ def history(store: Store, name: str | None) -> list[dict[str, Any]]:
     wanted = parse_name(name).name if name else None
     if wanted is not None and wanted not in names:
         raise UnknownNameError(f"nothing is called {wanted!r}", hint="see: lamina list")
-    recorded = {(entry.annotations or {}).get(SUBJECT) for entry in store.entries()}
+    chosen = {each: tags for each, tags in names.items() if wanted in (None, each)}
+    stacks = {target.digest for tags in chosen.values() for target in tags.values()}
+    records = recorded(store, NAMING_TYPE, stacks)
     moves = []
-    for each, tags in names.items():
-        if wanted is not None and each != wanted:
-            continue
+    for each, tags in chosen.items():
         for tag, target in tags.items():
             version = Name(each, tag).version
             if version is not None:
-                known = target.digest in recorded
-                moves.append(_move(store, each, version, target.digest, recorded=known))
+                known = records.get(target.digest, ())
+                moves.append(_move(each, version, target.digest, known))
     return sorted(moves, key=lambda m: (m["created"] or "", m["version"]), reverse=True)
 
 
-def _move(store: Store, name: str, version: int, stack: str, *, recorded: bool) -> dict[str, Any]:
-    records = [
-        r
-        for r in (store.evidence(stack, NAMING_TYPE, NamingEvidence) if recorded else ())
-        if r.name == name and r.version == version
-    ]
-    record = records[-1] if records else None
+def _move(
+    name: str, version: int, stack: str, records: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    mine = [r for r in records if (r.get("name"), r.get("version")) == (name, version)]
+    record = mine[-1] if mine else {}
     return {
         "name": name,
         "version": version,
         "stack": stack,
-        "created": record.created if record else None,
-        "previous": record.previous if record else None,
-        "passed": record.verdict.get("passed") if record else None,
-        "override": record.override if record else None,
-        "author": record.author if record else None,
+        "created": record.get("created"),
+        "previous": record.get("previous"),
+        "passed": record.get("verdict", {}).get("passed"),
+        "override": record.get("override"),
+        "author": record.get("author"),
     }
 
 

@@ -86,11 +86,12 @@ def land(
     blobs: Sequence[Descriptor],
     *,
     label: str,
+    weight: float = 1.0,
     force: bool = False,
 ) -> tuple[Descriptor, ResolvedStack]:
     """Store a layer over its parents and the stack that it tops. The layer is kept, unnamed."""
     layer = store.put_layer(config, blobs)
-    stacked = (*config.parents, StackedLayer(layer=layer.digest))
+    stacked = (*config.parents, StackedLayer(layer=layer.digest, weight=weight))
     stack = store.put_stack(config.base, stacked)
     return layer, of_descriptor(store, stack, label=label, force=force)
 

@@ -56,6 +56,8 @@ class Request:
     format: str | None = None
     skip_bad: bool = False
     private: bool = False
+    rehearsal_set: str | None = None
+    """sample, synthesised or none; None: a sample, or synthesised when private."""
     licence: str | None = None
     author: str | None = None
     exam_files: Sequence[str] = ()
@@ -81,6 +83,7 @@ def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run:
     Raises DataError listing every bad row, UnknownNameError, UsageError.
     """
     name = new_name(store, request.name)
+    rehearsal_set = rehearsal.asked_for(request.rehearsal_set, private=request.private)
     beneath = resolve(store, request.on, force=request.force)
     dataset = read(
         request.data,
@@ -113,6 +116,7 @@ def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run:
         author=request.author,
         exams=tuple(exam for exam, _ in exams),
         private=request.private,
+        rehearsal_set=rehearsal_set,
         accept_regression=request.accept_regression,
         force=request.force,
     )
@@ -215,7 +219,7 @@ def _train_and_land(
     _say_counts(counts, reporter)
     events = EventLog(run.directory / runs.EVENTS, reporter.event)
     outcome = train(job, events, should_stop)
-    return land(store, run, spec, compiled, outcome, counts)
+    return land(store, run, spec, compiled, outcome, counts, reporter, should_stop)
 
 
 def warm_start(store: Store, spec: runs.RunSpec) -> LayerFactors | None:
@@ -291,9 +295,11 @@ def land(
     compiled: Compiled,
     outcome: Outcome,
     counts: EncodeReport,
+    reporter: Reporter,
+    should_stop: Callable[[], bool],
 ) -> tuple[Descriptor, ResolvedStack]:
     """Put the layer, its stack and its cost into the store."""
-    config, blobs = layer_object(store, run, spec, compiled, outcome, counts)
+    config, blobs = layer_object(store, run, spec, compiled, outcome, counts, reporter, should_stop)
     layer, stack = landing.land(store, config, blobs, label=spec.name, force=spec.force)
     cost = cost_of(outcome, compiled, sum(b.size for b in blobs if b.mediaType == SAFETENSORS_TYPE))
     store.put_evidence(COST_TYPE, cost, layer)
@@ -307,6 +313,8 @@ def layer_object(
     compiled: Compiled,
     outcome: Outcome,
     counts: EncodeReport,
+    reporter: Reporter,
+    should_stop: Callable[[], bool],
 ) -> tuple[LayerConfig, list[Descriptor]]:
     """The layer's config and payload blobs: a pure function of the work, hence reproducible."""
     recipe = outcome.recipe
@@ -322,6 +330,9 @@ def layer_object(
         base=base,
     )
     train_rows = run.rows(runs.TRAIN_ROWS)
+    kind, travelling = rehearsal.make(
+        store, run, spec, compiled, outcome.factors, reporter, should_stop
+    )
     config = LayerConfig(
         name=spec.layer_name or spec.name,
         base=base,
@@ -351,14 +362,15 @@ def layer_object(
         origin=spec.origin,
         supersedes=spec.supersedes,
         sources=spec.layer_sources,
+        rehearsal=kind,
     )
-    old = run.rows(runs.TRAVELLING_ROWS)
-    travelling = None if spec.private else rehearsal.put(store, (*old, *train_rows))
     blobs = [*adapter, *([travelling] if travelling else [])]
     seen = seen_rows.keep(store, run, private=spec.private)
     blobs += [seen] if seen else []
     for index, exam in enumerate(spec.exams):
         data = run.exam_bytes(index)
+        if data is None:
+            continue
         if exam.private:
             keep_private(store, data)
         else:

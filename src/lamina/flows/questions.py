@@ -43,17 +43,18 @@ def keep_private(store: Store, data: bytes) -> None:
 def carried(store: Store, layers: Sequence[ResolvedLayer]) -> list[Exam]:
     """The exams that layers carry, lowest layer first. Withheld questions are looked up here."""
     return [
-        tasks.load(spec, layer.config.name, _questions(store, layer, index, spec))
+        tasks.load(spec, layer.config.name, exam_bytes(store, layer, index))
         for layer in layers
         for index, spec in enumerate(layer.config.exams)
     ]
 
 
-def _questions(store: Store, layer: ResolvedLayer, index: int, spec: ExamSpec) -> bytes | None:
+def exam_bytes(store: Store, layer: ResolvedLayer, index: int) -> bytes | None:
+    """The questions of a layer's n-th exam; None where they are withheld elsewhere."""
     blob = layer.manifest.blob(f"exam-{index}.jsonl")
     if blob is not None:
         return store.read(blob.digest)
-    path = private_path(store, spec.items)
+    path = private_path(store, layer.config.exams[index].items)
     return path.read_bytes() if path.exists() else None
 
 

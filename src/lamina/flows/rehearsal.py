@@ -1,14 +1,36 @@
-"""Rehearsal: a small sample of a layer's rows travels with it, and whoever trains above it mixes
-the samples of all layers beneath into the training, so that nothing beneath is erased.
+"""Rehearsal: a small set of rows travels with a layer, and whoever trains above it mixes the sets
+of all layers beneath into the training, so that nothing beneath is erased.
 
 A few percent of replay keep most of what continual training forgets (InsCL, arXiv:2403.11435).
+The set is a sample of the layer's own rows, or, where those are private, rows that the stack wrote
+itself (see `synthesis`).
+
+The sample is stratified. A uniform sample of 64 rows misses a kind that one row in a hundred is of
+in half of all cases, and what nobody rehearses is erased first. So rows are grouped by what decides
+their kind, and each group gets its share of the places, at least one while there are places.
+Within a group the rows with the lowest content digests are taken. A digest says nothing about its
+row, so that is a uniform sample; and it merges: the lowest digests of old and new rows together are
+among the lowest of each, so that `sample(old sample + new rows)` holds what a sample of all rows
+would hold of a group whose places do not grow. Only the shares differ: an old sample weighs as
+many rows as it has.
 """
 
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, get_args
 
-from lamina.core.manifests import JSONL_TYPE, Descriptor
+from lamina.core.errors import UsageError
+from lamina.core.manifests import JSONL_TYPE, Descriptor, LayerConfig, RehearsalSet
+from lamina.core.report import Reporter
+from lamina.core.seeds import derive
 from lamina.data.example import Example
+from lamina.data.filters import Forbidden
+from lamina.flows import runs
+from lamina.flows.synthesis import write_rows
+from lamina.lowrank.attach import attached
+from lamina.lowrank.maths import LayerFactors
+from lamina.stack.compile import Compiled
 from lamina.stack.resolve import ResolvedLayer
 from lamina.store.layout import Store
 from lamina.tokens.mask import Encoded
@@ -16,27 +38,197 @@ from lamina.tokens.mask import Encoded
 FILE = "rehearsal.jsonl"
 MOST_ROWS = 64
 MOST_BYTES = 64 << 10
+_LARGEST_SHARE = 16
+"""A row may take this part of the bytes, or as much as the middle row where rows are long."""
+_BITS_A_BUCKET = 2
+"""Lengths are told apart by this many doublings."""
 
 
-def sample(examples: Sequence[Example]) -> bytes:
-    """JSONL of at most MOST_ROWS rows and MOST_BYTES bytes: those with the lowest content digest.
+# -- sampling --------------------------------------------------------------------------------------
 
-    Deterministic, whatever the rows' order, and spread over the data as digests are.
+
+class Stratum(NamedTuple):
+    """What decides a row's kind."""
+
+    chat: bool
+    tools: bool
+    calls: bool
+    """The last answer calls a tool."""
+    several_turns: bool
+    length: int
+    """Bucket of the answer's length, or of the text's, on a logarithmic scale."""
+
+
+class _Row(NamedTuple):
+    digest: str
+    line: bytes
+    stratum: Stratum
+
+
+def stratum(example: Example) -> Stratum:
+    """The kind of one row."""
+    answer = example.answer
+    words = example.text if example.text is not None else answer.content if answer else ""
+    calls = answer.tool_calls if answer else ()
+    size = len(words) + sum(len(call.arguments) for call in calls)
+    return Stratum(
+        chat=example.text is None,
+        tools=bool(example.tools),
+        calls=bool(calls),
+        several_turns=sum(m.role == "user" for m in example.messages) > 1,
+        length=size.bit_length() // _BITS_A_BUCKET,
+    )
+
+
+def sample(
+    examples: Sequence[Example], most_rows: int = MOST_ROWS, most_bytes: int = MOST_BYTES
+) -> bytes:
+    """JSONL of at most `most_rows` rows and `most_bytes` bytes, lowest content digest first.
+
+    As many rows as fit while each stratum has its share of them (`seats`). Where not all fit, a
+    row that is much larger than others is left out: it would take the place of many. Deterministic,
+    whatever the rows' order; a row that is given twice counts once.
     """
-    lines: list[bytes] = []
-    size = 0
-    for example in sorted(examples, key=Example.content_digest):
-        line = json.dumps(example.to_json()).encode() + b"\n"
-        if len(lines) < MOST_ROWS and size + len(line) <= MOST_BYTES:
-            lines.append(line)
-            size += len(line)
-    return b"".join(lines)
+    rows = _rows(examples)
+    if len(rows) > most_rows or sum(len(row.line) for row in rows) > most_bytes:
+        rows = _fitting(_not_too_large(rows, most_bytes), most_rows, most_bytes)
+    return b"".join(row.line for row in rows)
+
+
+def seats(sizes: Mapping[Stratum, int], rows: int) -> dict[Stratum, int]:
+    """How many of `rows` each stratum gets: one each while they last, rarest first; the others in
+    proportion to what each still lacks of its share, by largest remainder.
+
+    No stratum gets more than it has. The seats sum to `rows`, or to all rows that there are.
+    """
+    order = sorted(sizes, key=lambda s: (sizes[s], s))
+    total = sum(sizes.values())
+    rows = min(rows, total)
+    found = {s: int(place < rows) for place, s in enumerate(order)}
+    left = rows - sum(found.values())
+    if not left:
+        return found
+    # in rows / total, so that no rounding decides
+    lacking = {s: max(0, rows * sizes[s] - total) for s in order}
+    whole = sum(lacking.values())
+    remainders = {}
+    for s in order:
+        more, remainders[s] = divmod(left * lacking[s], whole)
+        found[s] += more
+    by_remainder = sorted(order, key=lambda s: (-remainders[s], sizes[s], s))
+    for s in by_remainder[: rows - sum(found.values())]:
+        found[s] += 1
+    return found
+
+
+def _rows(examples: Sequence[Example]) -> list[_Row]:
+    """Each row once, by digest; of rows that differ in their accepted answers only, the first."""
+    found: dict[str, _Row] = {}
+    for example in examples:
+        digest = example.content_digest()
+        row = _Row(digest, json.dumps(example.to_json()).encode() + b"\n", stratum(example))
+        found[digest] = min(row, found.get(digest, row))
+    return sorted(found.values())
+
+
+def _not_too_large(rows: Sequence[_Row], most_bytes: int) -> list[_Row]:
+    middle = sorted(len(row.line) for row in rows)[len(rows) // 2]
+    largest = min(most_bytes, max(most_bytes // _LARGEST_SHARE, middle))
+    return [row for row in rows if len(row.line) <= largest]
+
+
+def _fitting(rows: Sequence[_Row], most_rows: int, most_bytes: int) -> list[_Row]:
+    """The largest stratified sample that fits; `rows` are in the order of their digests."""
+    strata: dict[Stratum, list[_Row]] = defaultdict(list)
+    for row in rows:
+        strata[row.stratum].append(row)
+    sizes = {key: len(found) for key, found in strata.items()}
+    for count in range(min(most_rows, len(rows)), 0, -1):
+        chosen = [row for key, n in seats(sizes, count).items() for row in strata[key][:n]]
+        if sum(len(row.line) for row in chosen) <= most_bytes:
+            return sorted(chosen)
+    return []
+
+
+# -- what travels ----------------------------------------------------------------------------------
+
+
+def asked_for(kind: str | None, *, private: bool) -> RehearsalSet | None:
+    """A kind of rehearsal set by its name; None stays None.
+
+    Raises UsageError for any other name, and for a sample of private rows.
+    """
+    known: dict[str, RehearsalSet] = {name: name for name in get_args(RehearsalSet)}
+    if kind is None:
+        return None
+    if kind not in known:
+        raise UsageError(f"unknown rehearsal set {kind!r}", hint=f"known: {', '.join(known)}")
+    if private and kind == "sample":
+        raise UsageError(
+            "a sample of private rows would travel with the layer",
+            hint="with --private: --rehearsal-set synthesised (the default), or none",
+        )
+    return known[kind]
+
+
+def make(
+    store: Store,
+    run: runs.Run,
+    spec: runs.RunSpec,
+    compiled: Compiled,
+    factors: LayerFactors,
+    reporter: Reporter,
+    should_stop: Callable[[], bool],
+) -> tuple[RehearsalSet, Descriptor | None]:
+    """The rehearsal set of a trained layer, stored, and its kind; ("none", None) without rows.
+
+    A new version of a layer keeps what the older version carried, less what its own rows replaced.
+    A pure function of the run, hence reproducible. Raises TrainInterrupted.
+    """
+    kind = _kind(store, spec)
+    rows = run.rows(runs.TRAVELLING_ROWS)
+    if spec.part_of is None:  # else a layer on its way to other parents: it keeps the set it has
+        learned = run.rows(runs.TRAIN_ROWS)
+        if kind == "sample":
+            rows = (*rows, *learned)
+        elif kind == "none":
+            rows = ()
+        else:
+            own = (*learned, *run.rows(runs.HELD_ROWS))
+            repeats = Forbidden(own).repeated_by
+            with attached(compiled.model, factors, compiled.linears):
+                written = write_rows(
+                    compiled,
+                    learned,
+                    MOST_ROWS,
+                    forbidden=(*own, *run.rows(runs.REHEARSAL_ROWS)),
+                    seed=derive(spec.recipe.seed, "rehearsal set"),
+                    reporter=reporter,
+                    stop=should_stop,
+                )
+            rows = (*(row for row in rows if not repeats(row)), *written)
+    found = put(store, rows)
+    return (kind, found) if found else ("none", None)
+
+
+def _kind(store: Store, spec: runs.RunSpec) -> RehearsalSet:
+    """As asked for, else as the layer that it is a version of, else by whether it is private."""
+    kind = spec.rehearsal_set
+    older = spec.supersedes or (spec.layer_sources[-1].layer if spec.layer_sources else None)
+    if kind is None and older is not None:
+        kind = store.config(store.manifest(older), LayerConfig).rehearsal
+    if spec.private and spec.part_of is None and kind != "none":
+        return "synthesised"
+    return kind or "sample"
 
 
 def put(store: Store, examples: Sequence[Example]) -> Descriptor | None:
-    """Store a layer's rehearsal set; None when no row is small enough to travel."""
+    """Store a sample of rows as a rehearsal set; None when no row is small enough to travel."""
     data = sample(examples)
     return store.put_bytes(data, JSONL_TYPE, title=FILE) if data else None
+
+
+# -- mixing ----------------------------------------------------------------------------------------
 
 
 def of_layers(store: Store, layers: Sequence[ResolvedLayer]) -> tuple[Example, ...]:

@@ -13,7 +13,7 @@ from lamina.core.report import Reporter
 from lamina.data.provenance import content_digest
 from lamina.data.read import read
 from lamina.data.split import split
-from lamina.flows import rehearsal, runs
+from lamina.flows import rehearsal, runs, seen_rows
 from lamina.flows.learn import job_of, layer_object
 from lamina.stack.compile import DTYPES, compile_stack
 from lamina.stack.resolve import ResolvedLayer, of_descriptor, resolve
@@ -88,6 +88,7 @@ def reproduce(
             ],
             hint="give the layer's own files with --data",
         )
+    carried = layer.manifest.blob(rehearsal.FILE) is not None
     beneath = of_descriptor(
         store, store.put_stack(config.base, config.parents), label=text, force=True
     )
@@ -106,7 +107,8 @@ def reproduce(
         licence=config.data.licence,
         author=config.author,
         exams=(),
-        private=layer.manifest.blob(rehearsal.FILE) is None,
+        private=layer.manifest.blob(seen_rows.FILE) is None,
+        rehearsal_set=config.rehearsal or ("sample" if carried else "none"),
     )
     # no run of its own: `collect` sweeps what a kill leaves, and nothing can be resumed into a name
     directory = store.cache_dir / f"{TEMP_PREFIX}{spec.id}"
@@ -117,9 +119,11 @@ def reproduce(
         job, counts = job_of(run, spec, compiled)
         job = replace(job, resume_with=f"lamina reproduce {text} (from its start)")
         outcome = train(job, EventLog(None, reporter.event), should_stop)
-        again, blobs = layer_object(store, run, spec, compiled, outcome, counts)
+        again, blobs = layer_object(
+            store, run, spec, compiled, outcome, counts, reporter, should_stop
+        )
         # exams travel as they are: they are cut by hash, not trained
-        again = again.model_copy(update={"exams": config.exams})
+        again = again.model_copy(update={"exams": config.exams, "rehearsal": config.rehearsal})
         exams = [b for b in layer.manifest.layers if b.title.startswith("exam-")]
         digest = store.put_object(LAYER_TYPE, again, [*blobs, *exams]).digest
     finally:

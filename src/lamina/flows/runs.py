@@ -26,7 +26,14 @@ from filelock import FileLock, Timeout
 from lamina.core.digest import Digest
 from lamina.core.errors import StoreBusyError, UnknownNameError, UsageError
 from lamina.core.files import atomic_directory, atomic_write
-from lamina.core.manifests import ExamSpec, Origin, SourceFile, StackConfig, StackedLayer
+from lamina.core.manifests import (
+    ExamSpec,
+    Origin,
+    RehearsalSet,
+    SourceFile,
+    StackConfig,
+    StackedLayer,
+)
 from lamina.core.recipe import Recipe
 from lamina.core.values import Value
 from lamina.data.example import Example
@@ -59,7 +66,9 @@ class RunSpec(Value):
     author: str | None = None
     exams: tuple[ExamSpec, ...]
     private: bool = False
-    """Neither questions nor rehearsal rows travel with the layer."""
+    """Neither questions nor rows travel with the layer."""
+    rehearsal_set: RehearsalSet | None = None
+    """What travels in their place or beside them; None: a sample, synthesised when private."""
     accept_regression: str | None = None
     force: bool = False
     layer_name: str | None = None
@@ -110,9 +119,10 @@ class Run:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         return tuple(Example.from_json(json.loads(line)) for line in text.splitlines())
 
-    def exam_bytes(self, index: int) -> bytes:
-        """Questions of the n-th exam."""
-        return (self.directory / f"exam-{index}.jsonl").read_bytes()
+    def exam_bytes(self, index: int) -> bytes | None:
+        """Questions of the n-th exam; None where somebody else withholds them."""
+        path = self.directory / f"exam-{index}.jsonl"
+        return path.read_bytes() if path.exists() else None
 
     def events(self) -> Iterator[dict[str, Any]]:
         """What has been said so far; a torn last line is left out."""
@@ -157,7 +167,7 @@ def create(
     spec: RunSpec,
     train: Sequence[Example],
     held: Sequence[Example],
-    exams: Sequence[bytes],
+    exams: Sequence[bytes | None],
     rehearsal: Sequence[Example] = (),
     *,
     travelling: Sequence[Example] = (),
@@ -171,7 +181,8 @@ def create(
         (work / TRAVELLING_ROWS).write_text(_jsonl(travelling), encoding="utf-8")
         (work / SEEN).write_bytes(seen)
         for index, data in enumerate(exams):
-            (work / f"exam-{index}.jsonl").write_bytes(data)
+            if data is not None:
+                (work / f"exam-{index}.jsonl").write_bytes(data)
         (work / SPEC).write_bytes(spec.to_bytes())
     return Run(directory)
 

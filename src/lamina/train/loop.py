@@ -24,7 +24,7 @@ from lamina.tokens.mask import Encoded
 from lamina.tokens.pack import plan_batches
 from lamina.train import checkpoint
 from lamina.train.events import EventLog
-from lamina.train.objective import token_losses
+from lamina.train.objective import SoftTargets, token_losses
 from lamina.train.rehearse import rehearsed
 from lamina.train.schedule import (
     eval_interval,
@@ -33,6 +33,7 @@ from lamina.train.schedule import (
     steps_for_time,
     warmup_steps,
 )
+from lamina.train.teach import mixed, sayings
 
 CHECKPOINT_SECONDS = 30.0
 OVERTIME = 1.1
@@ -114,6 +115,7 @@ class _Run:
             weight_decay=self.recipe.weight_decay,
             fused=True,
         )
+        self.said = self._sayings()
         self.lengths = [len(row) for row in self.rows]
         self.eval_batches = _eval_batches(job)
         self.eval_tokens = sum(len(row.ids) for row in job.eval_rows)
@@ -123,6 +125,14 @@ class _Run:
         self.seconds_before = 0.0
         self.last_save = time.perf_counter()
         self._restore()
+
+    def _sayings(self) -> list[SoftTargets | None]:
+        """For each row what the stack said before training, None where its labels are learned."""
+        job = self.job
+        own: list[SoftTargets | None] = [None] * len(job.rows)
+        if not job.recipe.rehearsal or job.recipe.rehearse == "labels":
+            return [*own, *([None] * len(job.rehearsal))]
+        return [*own, *sayings(job.model, job.rehearsal, job.recipe.batch_tokens, job.pad_id)]
 
     def _initial_progress(self) -> checkpoint.Progress:
         planned = planned_steps(self.recipe, len(self._epoch(0)))
@@ -229,13 +239,14 @@ class _Run:
         """One optimiser step on the next batch."""
         progress = self.progress
         began = time.perf_counter()
-        rows = [self.rows[index] for index in self._batch(progress.step)]
-        batch = collate(rows, self.job.pad_id)
+        chosen = self._batch(progress.step)
+        batch = collate([self.rows[index] for index in chosen], self.job.pad_id)
+        soft = mixed(batch, [self.said[index] for index in chosen])
         rate = learning_rate(self.recipe, progress.step, progress.steps, progress.warmup)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.attachment.zero_grad()
-        loss = token_losses(self.job.model, batch).mean()
+        loss = token_losses(self.job.model, batch, soft).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         loss = loss.detach()
         norm = torch.nn.utils.clip_grad_norm_([self.flat], self.recipe.clip)

@@ -4,6 +4,7 @@ Logits are taken only where there is a label, in chunks, and their gradient is c
 them: no (tokens x vocabulary) tensor ever exists. The head is frozen, so it gets no gradient.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,21 +19,26 @@ CHUNK_BYTES = 64 << 20
 
 
 class _HeadLoss(torch.autograd.Function):
-    """nll[n] = logsumexp(z_n) - z_n[target_n],  z = softcap(scale * h W^T).
+    """ce[n] = logsumexp(z_n) - sum_k w[n,k] z_n[target[n,k]],  z = softcap(scale * h W^T).
 
-    dL/dh = g[n] * (softmax(z) - onehot) dz/dh, computed chunk by chunk in the forward (as in
+    With one target of weight 1 it is the negative log-likelihood; with a teacher's most likely
+    tokens and their probabilities, the cross-entropy to the teacher.
+    dL/dh = g[n] * (softmax(z) - w) dz/dh, computed chunk by chunk in the forward (as in
     Liger-Kernel's fused linear cross-entropy, arXiv:2410.10989).
-    Shapes: h (N, H), W (V, H), targets (N,) int64 -> (N,) float32. Mutates nothing.
+    Shapes: h (N, H), W (V, H), targets (N, K) int64, weights (N, K) float32 summing to 1 over K
+    -> (N,) float32. Mutates nothing.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, spec: Head, targets_N: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden_NH: Tensor, spec: Head, targets_NK: Tensor, weights_NK: Tensor
+    ) -> Tensor:
         vocabulary = spec.weight.shape[0]
         step = max(1, CHUNK_BYTES // (4 * vocabulary))
-        losses_N = torch.empty(len(targets_N), device=hidden_NH.device)
+        losses_N = torch.empty(len(targets_NK), device=hidden_NH.device)
         needs_grad = ctx.needs_input_grad[0]
         grad_NH = torch.empty_like(hidden_NH) if needs_grad else None
-        for start in range(0, len(targets_N), step):
+        for start in range(0, len(targets_NK), step):
             part = slice(start, start + step)
             z_NV = (hidden_NH[part] @ spec.weight.T).float()
             if spec.scale != 1.0:
@@ -42,12 +48,12 @@ class _HeadLoss(torch.autograd.Function):
                 z_NV.div_(spec.softcap).tanh_()
                 slope_NV = 1 - z_NV.square() if needs_grad else None
                 z_NV.mul_(spec.softcap)
-            index_N1 = targets_N[part, None]
+            index_NK, share_NK = targets_NK[part], weights_NK[part]
             lse_N = torch.logsumexp(z_NV, dim=-1)
-            losses_N[part] = lse_N - z_NV.gather(1, index_N1)[:, 0]
+            losses_N[part] = lse_N - (z_NV.gather(1, index_NK) * share_NK).sum(1)
             if grad_NH is not None:
                 p_NV = z_NV.sub_(lse_N[:, None]).exp_()
-                p_NV.scatter_add_(1, index_N1, torch.full_like(index_N1, -1, dtype=p_NV.dtype))
+                p_NV.scatter_add_(1, index_NK, -share_NK)
                 if slope_NV is not None:
                     p_NV.mul_(slope_NV)
                 if spec.scale != 1.0:
@@ -60,18 +66,37 @@ class _HeadLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g_N: Tensor) -> tuple[Tensor | None, ...]:
         (grad_NH,) = ctx.saved_tensors
-        return grad_NH * g_N[:, None].to(grad_NH.dtype), None, None
+        return grad_NH * g_N[:, None].to(grad_NH.dtype), None, None, None
 
 
-def token_losses(model: nn.Module, batch: Batch) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class SoftTargets:
+    """What to predict at N positions: K tokens each, with weights that sum to 1."""
+
+    ids_NK: Tensor
+    """int64; where there are fewer than K, any id with weight 0."""
+    weights_NK: Tensor
+    """float32."""
+
+
+def token_losses(model: nn.Module, batch: Batch, soft: SoftTargets | None = None) -> Tensor:
     """(N,) float32: the negative log-likelihood, in nats, of each supervised token of the batch.
 
+    With `soft`, the cross-entropy to those targets instead of to the batch's own.
     Rows are padded on the right; with causal attention no padding is ever attended to.
     """
     device = next(model.parameters()).device
-    hidden_BTH = backbone(model)(input_ids=batch.ids.to(device), use_cache=False).last_hidden_state
-    chosen_NH = hidden_BTH.flatten(0, 1).index_select(0, batch.positions.to(device))
+    targets_NK = batch.targets[:, None] if soft is None else soft.ids_NK
+    weights_NK = torch.ones(targets_NK.shape) if soft is None else soft.weights_NK
     losses: Tensor = _HeadLoss.apply(  # type: ignore[no-untyped-call]
-        chosen_NH, head(model), batch.targets.to(device)
+        predicting(model, batch), head(model), targets_NK.to(device), weights_NK.to(device)
     )
     return losses
+
+
+def predicting(model: nn.Module, batch: Batch) -> Tensor:
+    """(N, H) the hidden states that predict the batch's targets."""
+    device = next(model.parameters()).device
+    hidden_BTH = backbone(model)(input_ids=batch.ids.to(device), use_cache=False).last_hidden_state
+    chosen_NH: Tensor = hidden_BTH.flatten(0, 1).index_select(0, batch.positions.to(device))
+    return chosen_NH

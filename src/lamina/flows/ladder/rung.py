@@ -1,0 +1,74 @@
+"""What every rung is given, and what it gives back."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lamina.core.digest import digest_json
+from lamina.core.manifests import Descriptor, StackedLayer
+from lamina.core.report import Reporter
+from lamina.stack.resolve import ResolvedLayer, ResolvedStack
+from lamina.store.layout import Store
+
+
+@dataclass(frozen=True, eq=False)
+class Move:
+    """One layer on its way to other parents."""
+
+    store: Store
+    old: ResolvedStack
+    """The stack whose top is the layer, as it was."""
+    onto: ResolvedStack
+    """The new parents."""
+    supersede: bool
+    """Whether the result is a new version of the layer, or another layer beside it."""
+    command: str
+    """What a person types to go on after an interruption."""
+    reporter: Reporter
+    should_stop: Callable[[], bool]
+    data: Sequence[str] = ()
+    """Files of the layer's own data, if somebody has them."""
+
+    @property
+    def layer(self) -> ResolvedLayer:
+        """The layer as it was."""
+        return self.old.layers[-1]
+
+    @property
+    def same_shapes(self) -> bool:
+        """Whether both bases have one architecture, so that factors fit as they are."""
+        return self.old.base_config.architecture == self.onto.base_config.architecture
+
+    @property
+    def same_tokens(self) -> bool:
+        """Whether both bases cut text into the same tokens."""
+        return self.old.base_config.tokenizer == self.onto.base_config.tokenizer
+
+    @property
+    def lineage(self) -> dict[str, object]:
+        """Config fields that say where the moved layer comes from."""
+        return {
+            "supersedes": self.layer.digest if self.supersede else None,
+            "sources": (StackedLayer(layer=self.layer.digest),),
+        }
+
+    def key(self, rung: str) -> str:
+        """Twelve hex digits over all that decides what a rung makes."""
+        parts = [rung, self.old.digest, self.onto.digest, self.supersede, list(self.data)]
+        return digest_json(parts).removeprefix("sha256:")[:12]
+
+
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """A layer over its new parents, landed and unnamed."""
+
+    layer: Descriptor
+    stack: ResolvedStack
+
+
+class Rung(Protocol):
+    """Tries to carry a layer. Returns the reason, in words, where it does not apply."""
+
+    def __call__(self, move: Move) -> Moved | str:
+        """Land the layer over `move.onto`, or say why this rung is not for it."""
+        ...

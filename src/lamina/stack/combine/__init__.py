@@ -1,0 +1,1 @@
+"""How parallel layers become one: one file with one function for each method, in `registry`."""

@@ -1,0 +1,89 @@
+"""Old rows taught by the stack itself."""
+
+import shutil
+
+import pytest
+import torch
+
+from lamina.core.errors import TrainInterrupted
+from lamina.tokens.batch import collate
+from lamina.train import teach
+from lamina.train.objective import token_losses
+from tests.tolerance import TOLERANCE
+from tests.train.tiny import PAD, job, model, raw, row, rows, run, stop_after
+
+
+def test_sayings_are_the_likeliest_tokens_of_each_position():
+    exact, data = model(), rows(5)
+    for each, said in zip(data, teach.sayings(exact, data, 40, PAD), strict=True):
+        ids = torch.tensor(each.ids, dtype=torch.int64)[None]
+        with torch.no_grad():
+            probabilities_TV = exact(input_ids=ids).logits[0].float().softmax(-1)
+        before = torch.tensor(each.mask.nonzero()[0]) - 1
+        top = probabilities_TV[before].topk(teach.TOKENS)
+        shares = top.values / top.values.sum(1, keepdim=True)
+        torch.testing.assert_close(said.weights_NK, shares, **TOLERANCE[torch.float32])
+        assert torch.equal(said.ids_NK, top.indices)
+
+
+def test_a_mixed_batch_learns_labels_here_and_sayings_there():
+    exact, data = model(), rows(4)
+    batch = collate(data, PAD)
+    said = teach.sayings(exact, data, 100, PAD)
+    both = teach.mixed(batch, [None, said[1], None, said[3]])
+    losses = token_losses(exact, batch, both)
+    labels = token_losses(exact, batch)
+    own = (batch.row_of_target == 0) | (batch.row_of_target == 2)
+    torch.testing.assert_close(losses[own], labels[own], **TOLERANCE[torch.float32])
+    alone = token_losses(exact, collate([data[1]], PAD), said[1])
+    torch.testing.assert_close(losses[batch.row_of_target == 1], alone, **TOLERANCE[torch.float32])
+    assert teach.mixed(batch, [None] * 4) is None
+
+
+def test_a_stack_moves_less_on_rows_it_is_taught_by_itself(tmp_path):
+    """One step apart, the rows' own labels pull further from what the stack said of them."""
+    old, exact = [row(16, 50 + i) for i in range(4)], model()
+    said = teach.sayings(exact, old, 100, PAD)
+    batch = collate(old, PAD)
+    before = token_losses(exact, batch, teach.mixed(batch, said)).mean()
+    moved = {}
+    for how in ("parent", "labels"):
+        outcome, _ = run(
+            job(tmp_path / how, rehearsal=0.5, rehearse=how, old=old, steps=20, eval_rows=[])
+        )
+        folded = model()
+        for name, factors in outcome.factors.items():
+            weight = folded.get_submodule(name).weight
+            weight.data += factors.scale * (factors.b_OR @ factors.a_RI)
+        moved[how] = float(token_losses(folded, batch, teach.mixed(batch, said)).mean() - before)
+    assert moved["parent"] < moved["labels"]
+
+
+@pytest.mark.parametrize("how", ["parent", "labels"])
+def test_rehearsal_resumes_to_the_bit(tmp_path, how):
+    fields = {"old": rows(6, seed=40), "rehearsal": 0.4, "rehearse": how}
+    whole, _ = run(job(tmp_path / "whole", **fields))
+    with pytest.raises(TrainInterrupted):
+        run(job(tmp_path / "parts", **fields), stop_after(4))
+    shutil.copytree(tmp_path / "parts", tmp_path / "again")
+    again, _ = run(job(tmp_path / "again", **fields))
+    assert raw(whole) == raw(again)
+
+
+def test_old_rows_change_nothing_at_share_zero(tmp_path):
+    alone, _ = run(job(tmp_path / "alone"))
+    beside, _ = run(job(tmp_path / "beside", old=rows(6, seed=40), rehearsal=0.0))
+    assert raw(alone) == raw(beside)
+
+
+def test_drift_pulls_a_warm_start_back(tmp_path):
+    first, _ = run(job(tmp_path / "first", eval_rows=[]))
+    free, _ = run(job(tmp_path / "free", start=first.factors, eval_rows=[]))
+    held, _ = run(job(tmp_path / "held", start=first.factors, drift=50.0, eval_rows=[]))
+
+    def distance(outcome):
+        return sum(
+            float((outcome.factors[n].b_OR - f.b_OR).norm()) for n, f in first.factors.items()
+        )
+
+    assert distance(held) < 0.7 * distance(free)
