@@ -12,7 +12,20 @@ PROSE = (
     "the last century, and reaches the sea after about ninety kilometres. In spring the water is "
     "high enough for boats; by August most of them lie on the sand and wait for rain."
 )
-VOCABULARY = ["river", "hill", "town", "mill", "sea", "boat", "sand", "rain", "spring", "water", "stone", "bridge"]
+VOCABULARY = [
+    "river",
+    "hill",
+    "town",
+    "mill",
+    "sea",
+    "boat",
+    "sand",
+    "rain",
+    "spring",
+    "water",
+    "stone",
+    "bridge",
+]
 sentences = st.lists(st.sampled_from(VOCABULARY), min_size=1, max_size=30)
 
 
@@ -94,7 +107,10 @@ def test_what_a_forbidden_row_does_not_forbid():
 
 
 def test_letters_count_where_words_are_few():
-    line = "東京の北にある小さな町には、百年前から続く古い水車小屋があり、春になると川の水が高くなって舟が通る。夏は砂の上で待つ。"
+    line = (
+        "東京の北にある小さな町には、百年前から続く古い水車小屋があり、"
+        "春になると川の水が高くなって舟が通る。夏は砂の上で待つ。"
+    )
     forbidden = Forbidden([row("問い", line)])
     assert forbidden.repeated_by(row("別の問い", "つまり" + line[3:50]))
     assert not forbidden.repeated_by(row("別の問い", "つまり" + line[3:20]))

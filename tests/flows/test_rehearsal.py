@@ -121,7 +121,7 @@ def test_a_rare_kind_is_in_the_sample():
 
 
 def test_kinds_keep_their_proportion():
-    rows = [*(row(n) for n in range(300)), *(call(n) for n in range(100))]
+    rows = [*(row(n) for n in range(300)), *(call(n) for n in range(100, 200))]
     kinds = kinds_in(rehearsal.sample(rows))
     assert sorted(kinds.values()) == [16, 48]
 

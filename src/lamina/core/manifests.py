@@ -317,6 +317,8 @@ class CarriedEvidence(Value):
     tried: tuple[tuple[Rung, str], ...] = ()
     """Cheaper rungs, and why each was not good enough."""
     seconds: float
-    """All rungs tried, examinations included."""
+    """The work of all rungs tried, without the examinations, as a training's cost is given."""
+    examine_seconds: float = 0.0
+    """The examinations by which the rungs were judged."""
     retrain_seconds: float | None = None
     """What training the layer took when it was made."""

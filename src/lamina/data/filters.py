@@ -20,6 +20,8 @@ SAME_SHARE = 0.5
 
 _WORD = re.compile(r"\w+")
 _SPACE = re.compile(r"\s+")
+_BETWEEN = re.compile(r"[\s\"'`<>(){}\[\],;:=|]+")
+"""What stands between words, in JSON and code too."""
 _LONG_WORD = 12
 """Characters a word, on average, from which a text counts as one of few words."""
 _FEWEST_CONTAINED = 4
@@ -162,7 +164,7 @@ def spoken(row: Example) -> Iterator[str]:
 
 def telling(text: str) -> set[str]:
     """Words that tell whose they are: addresses, and numbers or keys that are long enough."""
-    found = (word.strip(".,;:!?()[]{}<>\"'`") for word in text.casefold().split())
+    found = (word.strip(".!?") for word in _BETWEEN.split(text.casefold()))
     return {
         word
         for word in found

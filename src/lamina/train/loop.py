@@ -25,6 +25,7 @@ from lamina.tokens.pack import plan_batches
 from lamina.train import checkpoint
 from lamina.train.events import EventLog
 from lamina.train.objective import SoftTargets, token_losses
+from lamina.train.protect import Guard, directions
 from lamina.train.rehearse import rehearsed
 from lamina.train.schedule import (
     eval_interval,
@@ -105,6 +106,7 @@ class _Run:
     def __init__(self, job: Job, attachment: Attachment, events: EventLog) -> None:
         self.job, self.recipe, self.attachment, self.events = job, job.recipe, attachment, events
         self.flat = attachment.flat
+        self.guard = self._guarded()
         self.start = self.flat.data.clone()
         self.best = self.start.clone()
         self.rows = (*job.rows, *job.rehearsal)
@@ -125,6 +127,27 @@ class _Run:
         self.seconds_before = 0.0
         self.last_save = time.perf_counter()
         self._restore()
+
+    def _guarded(self) -> Guard | None:
+        """What keeps the update off the inputs of old rows, where the recipe asks for it."""
+        job, recipe = self.job, self.recipe
+        if not recipe.protect or not job.rehearsal:
+            return None
+        guard = Guard(
+            self.attachment,
+            directions(
+                job.model,
+                self.attachment.modules,
+                job.rehearsal,
+                recipe.protect,
+                recipe.batch_tokens,
+                job.pad_id,
+                recipe.seed,
+            ),
+        )
+        if job.start is None:
+            guard.clean_start()
+        return guard
 
     def _sayings(self) -> list[SoftTargets | None]:
         """For each row what the stack said before training, None where its labels are learned."""
@@ -249,6 +272,8 @@ class _Run:
         loss = token_losses(self.job.model, batch, soft).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         loss = loss.detach()
+        if self.guard is not None:
+            self.guard.clean_gradients()
         norm = torch.nn.utils.clip_grad_norm_([self.flat], self.recipe.clip)
         finite = bool(torch.isfinite(loss)) and bool(torch.isfinite(norm))
         if finite:

@@ -59,6 +59,7 @@ class Carried:
             "exams": [kept.model_dump(mode="json") for kept in found.exams],
             "tried": [{"rung": rung, "why_not": why} for rung, why in found.tried],
             "seconds": found.seconds,
+            "examine_seconds": found.examine_seconds,
             "retrain_seconds": found.retrain_seconds,
         }
 
@@ -66,9 +67,10 @@ class Carried:
         """For people: one line, and one for each cheaper rung."""
         found = self.evidence
         line = f"{self.name}: {found.rung}, {share_text(found.retained)} of its gain kept"
-        line += f", {found.seconds:.0f} s"
+        line += f", {found.seconds:.1f} s"
         if found.retrain_seconds:
-            line += f" ({found.seconds / found.retrain_seconds:.0%} of training it anew)"
+            line += f" ({found.seconds / found.retrain_seconds:.1%} of training it anew)"
+        line += f", examined in {found.examine_seconds:.0f} s"
         return "\n".join([line, *(f"  not {rung}: {why}" for rung, why in found.tried)])
 
 
@@ -92,16 +94,20 @@ def carry(move: Move, rungs: Sequence[RungName], keep: float = KEEP) -> Carried:
 
     Raises UsageError when no rung applies at all, TrainInterrupted.
     """
-    began = time.monotonic()
+    working = examining = 0.0
     tried: list[tuple[RungName, str]] = []
     best: tuple[RungName, Moved, _Judged] | None = None
     for rung in rungs:
         move.reporter.say(f"{move.layer.config.name}: trying to {rung}")
+        began = time.monotonic()
         moved = RUNGS[rung](move)
+        working += time.monotonic() - began
         if isinstance(moved, str):
             tried.append((rung, moved))
             continue
+        began = time.monotonic()
         judged = _judge(move, moved, keep)
+        examining += time.monotonic() - began
         if best is None or judged.least > best[2].least or not judged.reasons:
             _drop(move, best)
             best = rung, moved, judged
@@ -115,7 +121,7 @@ def carry(move: Move, rungs: Sequence[RungName], keep: float = KEEP) -> Carried:
             f"{move.layer.config.name} cannot be carried to {move.onto.label}",
             faults=[f"{rung}: {why}" for rung, why in tried],
         )
-    return _recorded(move, best, tried, time.monotonic() - began)
+    return _recorded(move, best, tried, (working, examining))
 
 
 def _drop(move: Move, lost: tuple[RungName, Moved, _Judged] | None) -> None:
@@ -128,7 +134,7 @@ def _recorded(
     move: Move,
     best: tuple[RungName, Moved, _Judged],
     tried: Sequence[tuple[RungName, str]],
-    seconds: float,
+    seconds: tuple[float, float],
 ) -> Carried:
     rung, moved, judged = best
     evidence = CarriedEvidence(
@@ -139,7 +145,8 @@ def _recorded(
         exams=judged.kept,
         retained=min((k.retained for k in judged.kept if k.retained is not None), default=None),
         tried=tuple(item for item in tried if item[0] != rung),
-        seconds=round(seconds, 2),
+        seconds=round(seconds[0], 2),
+        examine_seconds=round(seconds[1], 2),
         retrain_seconds=retrain_seconds(move),
     )
     move.store.put_evidence(CARRIED_TYPE, evidence, moved.layer)

@@ -10,15 +10,18 @@ from lamina.core.recipe import Recipe
 from lamina.data.example import Example
 from lamina.flows import learn, rehearsal
 from lamina.flows.ladder.rung import Move, Moved
-from lamina.flows.ladder.training import opened, run_of
+from lamina.flows.ladder.training import opened, run_of, tokens_of
 from lamina.flows.synthesis import write_rows
 from lamina.stack.compile import compile_stack
 
-WRITTEN = 192
+LEAST_WRITTEN, MOST_WRITTEN = 32, 192
 """Rows that the old stack writes beside the rehearsal set."""
+SHARE_WRITTEN = 0.1
+"""Tokens in them, as a share of the tokens that the layer was trained on: writing a token costs
+about twice as much as training on it."""
 SHARE_WARM, SHARE_FRESH = 0.15, 0.35
 """Tokens trained on, as a share of what the layer was trained on: warm and from scratch."""
-LEAST_EPOCHS, MOST_EPOCHS = 1.0, 6.0
+LEAST_EPOCHS, MOST_EPOCHS = 0.5, 6.0
 UNKNOWN_EPOCHS = 3.0
 """Passes where it isn't on record how long the layer was trained."""
 
@@ -39,7 +42,7 @@ def _rows(move: Move, rows: tuple[Example, ...]) -> tuple[Example, ...]:
     written = write_rows(
         teacher,
         rows,
-        WRITTEN,
+        _written(move, rows),
         forbidden=rows,
         seed=0,
         reporter=move.reporter,
@@ -48,12 +51,27 @@ def _rows(move: Move, rows: tuple[Example, ...]) -> tuple[Example, ...]:
     return (*rows, *written)
 
 
+def _written(move: Move, rows: tuple[Example, ...]) -> int:
+    """How many rows to write."""
+    trained = _trained_tokens(move)
+    if trained is None:
+        return MOST_WRITTEN
+    a_row = tokens_of(rows) / len(rows)
+    return round(min(MOST_WRITTEN, max(LEAST_WRITTEN, SHARE_WRITTEN * trained / a_row)))
+
+
+def _trained_tokens(move: Move) -> int | None:
+    """Tokens that the layer was trained on; None where that is not on record."""
+    costs = move.store.evidence(move.layer.digest, COST_TYPE, CostEvidence)
+    return costs[-1].tokens if costs else None
+
+
 def _recipe(move: Move, taught: int) -> Recipe:
     """The layer's own recipe, as short as the record of its training allows."""
     recipe = opened(move.layer)
     share = SHARE_WARM if move.same_shapes else SHARE_FRESH
-    costs = move.store.evidence(move.layer.digest, COST_TYPE, CostEvidence)
-    epochs = share * costs[-1].tokens / taught if costs else UNKNOWN_EPOCHS
+    trained = _trained_tokens(move)
+    epochs = UNKNOWN_EPOCHS if trained is None else share * trained / taught
     return recipe.model_copy(
         update={"epochs": round(min(MOST_EPOCHS, max(LEAST_EPOCHS, epochs)), 2)}
     )

@@ -5,7 +5,6 @@ new inputs what it did to the old ones (`lowrank.align`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from lamina.flows.ladder.copy import put_over
 from lamina.flows.ladder.rung import Move, Moved
 from lamina.lowrank.align import InputMoments, aligned
 from lamina.lowrank.attach import fold_into
+from lamina.lowrank.inputs import inputs_of
 from lamina.lowrank.maths import Factors
 from lamina.stack.compile import Compiled, compile_stack, stored_factors
 from lamina.tokens.batch import Batch, collate
@@ -76,7 +76,7 @@ def _moments(
     found = {name: InputMoments(new.linears[name].in_features) for name in modules}
     for batch in batches:
         real = _real(batch)
-        with _inputs(old.linears, modules) as before, _inputs(new.linears, modules) as after:
+        with inputs_of(_some(old, modules)) as before, inputs_of(_some(new, modules)) as after:
             token_losses(old.model, batch)
             token_losses(new.model, batch)
         for name in modules:
@@ -84,28 +84,11 @@ def _moments(
     return found
 
 
+def _some(compiled: Compiled, modules: Sequence[str]) -> dict[str, nn.Linear]:
+    return {name: compiled.linears[name] for name in modules}
+
+
 def _real(batch: Batch) -> Tensor:
     """(B * T,) True where a token is no padding; rows are padded on the right."""
     places_T = torch.arange(batch.ids.shape[1])
     return (places_T[None] < batch.lengths[:, None]).flatten()
-
-
-@contextmanager
-def _inputs(
-    linears: Mapping[str, nn.Linear], modules: Sequence[str]
-) -> Iterator[dict[str, Tensor]]:
-    """What each linear reads during the block's forward pass, as (tokens, in-features)."""
-    seen: dict[str, Tensor] = {}
-
-    def keep(name: str) -> object:
-        def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            seen[name] = arguments[0].flatten(0, -2)
-
-        return linears[name].register_forward_pre_hook(hook)
-
-    handles = [keep(name) for name in modules]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()  # type: ignore[attr-defined]

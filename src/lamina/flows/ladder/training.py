@@ -55,7 +55,7 @@ def run_of(
         name=layer.config.name,
         on=move.onto.label,
         stack=move.onto.config,
-        recipe=recipe(_tokens(learned)),
+        recipe=recipe(tokens_of(learned)),
         format="chat",
         files=layer.config.data.files if layer.config.data and not distilled else (),
         sources=tuple(move.data),
@@ -84,6 +84,6 @@ def run_of(
     )
 
 
-def _tokens(rows: Sequence[Example]) -> int:
+def tokens_of(rows: Sequence[Example]) -> int:
     """About how many tokens: four characters each."""
     return max(1, sum(len(str(row.to_json())) for row in rows) // 4)

@@ -25,7 +25,7 @@ def concat(
         {name: part.weighted(weight) for name, part in layer.items()}
         for layer, weight in zip(layers, weights, strict=True)
     ]
-    modules = {name: MergedModule(part) for name, part in compose(weighted).items()}
+    modules = {name: MergedModule(part, part.rank) for name, part in compose(weighted).items()}
     return Merged(modules, tuple(weights))
 
 

@@ -54,7 +54,7 @@ def merge_dense(
         rank = sum(factors.rank for _, factors in found)
         factors = nearest(delta_OI, rank, derive(options.seed, "nearest", module))
         lost, norm = float((delta_OI - dense(factors)).norm()), float(delta_OI.norm())
-        modules[module] = MergedModule(factors, lost, norm)
+        modules[module] = MergedModule(factors, rank, lost, norm)
         options.progress(len(modules), len(terms))
     return Merged(modules, tuple(weights))
 

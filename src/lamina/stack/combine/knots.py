@@ -44,8 +44,8 @@ def knots(
     terms = by_module(layers, weights)
     modules: dict[str, MergedModule] = {}
     for module, found in terms.items():
-        factors = _tied(found, [weights[index] for index, _ in found], density)
-        modules[module] = MergedModule(factors)
+        merged = _tied(found, [weights[index] for index, _ in found], density)
+        modules[module] = MergedModule(merged, sum(factors.rank for _, factors in found))
         options.progress(len(modules), len(terms))
     return Merged(modules, tuple(weights))
 

@@ -41,6 +41,8 @@ class MergedModule:
 
     factors: Factors
     """Scale 1, float32."""
+    rank_before: int
+    """Sum of the ranks that went in."""
     lost: float = 0.0
     """Frobenius norm of what the method's exact result has and the factors have not."""
     norm: float = 0.0

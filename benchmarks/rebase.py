@@ -1,0 +1,116 @@
+"""Carry layers to a sibling base, and to a base of another family and tokenizer.
+
+Sibling: the base after some steps of full fine-tuning on plain text, a full-rank change; two
+layers, one over the other, are carried with the rungs copy and project. Family: Gemma 3 270M, by
+distillation, without the layers' data. `retained`: the smallest share of a layer's gain on its
+exams that is left. `cost_ratio`: seconds of carrying over seconds of the layers' training; the
+examinations are given beside it, as a trained layer is examined too.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import BASE, Log, emit, home, parser, say
+from benchmarks.contributors import LAYERS, layer, recipe, rows_file
+from lamina.bases.load import load
+from lamina.flows import rebase
+from lamina.flows.bases import ensure, pull
+from lamina.flows.ladder.carry import Carried
+from lamina.stack.compile import base_directory
+from lamina.store.layout import Store
+
+SIBLING, FAMILY = "bench-sibling", "gemma3-270m"
+FULL_STEPS, FULL_LR, FULL_TOKENS = 20, 2e-5, 1024
+
+
+def sibling(store: Store, work: Path, text: Path, steps: int) -> float:
+    """Pull the base, fully fine-tuned on text; returns the relative change of its weights."""
+    if SIBLING in store.bases():
+        return float("nan")
+    source = base_directory(store, store.bases()[BASE])
+    loaded = load(source, dtype=torch.float32)
+    model = loaded.model.train()
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.ndim == 2}
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=FULL_LR)
+    ids = loaded.tokenizer(text.read_text(encoding="utf-8")[:400_000])["input_ids"]
+    for step in range(steps):
+        batch_BT = torch.tensor(ids[step * FULL_TOKENS : (step + 1) * FULL_TOKENS]).view(4, -1)
+        loss = model(input_ids=batch_BT, labels=batch_BT).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        say(f"sibling step {step}: {loss.item():.3f}")
+    changed = sum(float((p.detach() - before[n]).norm() ** 2) for n, p in _matrices(model))
+    whole = sum(float(tensor.norm() ** 2) for tensor in before.values())
+    out = work / "sibling"
+    shutil.rmtree(out, ignore_errors=True)
+    model.to(torch.bfloat16).save_pretrained(out)
+    for file in source.iterdir():
+        if "token" in file.name or file.suffix == ".jinja":
+            shutil.copy(file, out / file.name)
+    del model, loaded, optimiser
+    pull(store, str(out), SIBLING, Log())
+    return (changed / whole) ** 0.5
+
+
+def _matrices(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(n, p) for n, p in model.named_parameters() if p.ndim == 2]
+
+
+def summary(layers: tuple[Carried, ...]) -> dict[str, Any]:
+    """What the report needs of carried layers."""
+    trained = sum(c.evidence.retrain_seconds or 0.0 for c in layers)
+    kept = [c.evidence.retained for c in layers if c.evidence.retained is not None]
+    return {
+        "retained": round(min(kept), 4) if kept else None,
+        "cost_ratio": round(sum(c.evidence.seconds for c in layers) / trained, 4),
+        "examine_ratio": round(sum(c.evidence.examine_seconds for c in layers) / trained, 4),
+        "layers": [c.to_json() for c in layers],
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = parser(__doc__, data=True)
+    arguments.add_argument("--quick", action="store_true", help="few rows, few steps, no Gemma")
+    arguments.add_argument("--share", type=float, default=2.0, help="share of the rows")
+    arguments.add_argument("--without-family", action="store_true", help="the sibling only")
+    given = arguments.parse_args()
+    given.share = 0.05 if given.quick else given.share
+    kinds = list(LAYERS)
+    with home(given.home) as directory:
+        store = Store.open(directory)
+        ensure(store, BASE, Log())
+        work = directory / "bench-data"
+        work.mkdir(exist_ok=True)
+        on = BASE
+        for kind in (kinds[2], kinds[0]):
+            name = f"two-{kind}"
+            layer(store, on, name, rows_file(given.data, work, kind, given.share), recipe(given))
+            on = name
+        steps = 2 if given.quick else FULL_STEPS
+        change = sibling(store, work, given.data / "train_lm_wikitext2_valid.txt", steps)
+        near = carried(store, on, SIBLING, "two-on-sibling", "project")
+        row = {"sibling": {**summary(near), "relative_change": round(change, 5)}}
+        if not (given.quick or given.without_family):
+            ensure(store, FAMILY, Log())
+            first = f"two-{kinds[2]}"
+            row["family"] = summary(carried(store, first, FAMILY, "two-on-gemma", "distil"))
+        emit("rebase", {**row, "share": given.share}, keep=given.keep)
+
+
+def carried(store: Store, stack: str, onto: str, name: str, at_most: str) -> tuple[Carried, ...]:
+    """Carry a stack and name the result."""
+    request = rebase.Request(
+        stack=stack, onto=onto, name=name, at_most=at_most, override="benchmark"
+    )
+    return rebase.rebase(store, request, Log(), lambda: False).layers
+
+
+if __name__ == "__main__":
+    main()

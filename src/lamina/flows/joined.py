@@ -1,0 +1,66 @@
+"""What a layer that was computed from others carries of theirs, beside its factors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lamina.core.manifests import Descriptor, ExamSpec, RehearsalSet
+from lamina.data import seen
+from lamina.flows import landing, rehearsal, seen_rows
+from lamina.stack.resolve import ResolvedLayer
+from lamina.store.layout import Store
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Exams, rehearsal set, marks of seen rows, licence and authors of several layers."""
+
+    exams: tuple[ExamSpec, ...]
+    rehearsal: RehearsalSet | None
+    licence: str | None
+    """An SPDX expression: all that the layers state holds."""
+    author: str | None
+    blobs: tuple[Descriptor, ...]
+    """Questions, rehearsal rows and marks; what is withheld stays withheld."""
+
+
+def joined(store: Store, layers: Sequence[ResolvedLayer]) -> Joined:
+    """Everything that layers carry, as one layer carries it. Stores the blobs."""
+    exams, questions = landing.exams_of(store, layers)
+    travelling = rehearsal.put(store, rehearsal.of_layers(store, layers))
+    marks = _marks(store, layers)
+    return Joined(
+        exams=exams,
+        rehearsal=_rehearsal_set(layers),
+        licence=_licence(layers),
+        author=_listed([layer.config.author for layer in layers], ", "),
+        blobs=(*questions, *(blob for blob in (travelling, marks) if blob is not None)),
+    )
+
+
+def _rehearsal_set(layers: Sequence[ResolvedLayer]) -> RehearsalSet | None:
+    """What the layers' sets together are: synthesised where any of it is."""
+    kinds = {layer.config.rehearsal for layer in layers}
+    order: tuple[RehearsalSet, ...] = ("synthesised", "sample", "none")
+    return next((kind for kind in order if kind in kinds), None)
+
+
+def _marks(store: Store, layers: Sequence[ResolvedLayer]) -> Descriptor | None:
+    """The marks of seen rows that travel, as one set."""
+    found = [layer.manifest.blob(seen_rows.FILE) for layer in layers]
+    marks = [seen.unpack(store.read(blob.digest)) for blob in found if blob is not None]
+    if not marks:
+        return None
+    data = seen.pack(frozenset().union(*marks))
+    return store.put_bytes(data, seen_rows.TYPE, title=seen_rows.FILE)
+
+
+def _licence(layers: Sequence[ResolvedLayer]) -> str | None:
+    stated = [layer.config.licence for layer in layers]
+    if len({each for each in stated if each}) < 2:
+        return _listed(stated, "")
+    return _listed([f"({each})" if each and " " in each else each for each in stated], " AND ")
+
+
+def _listed(values: Sequence[str | None], between: str) -> str | None:
+    """Distinct values in order; None where nobody states one."""
+    return between.join(dict.fromkeys(value for value in values if value)) or None

@@ -1,0 +1,83 @@
+"""Training that leaves alone what old rows need: A moves only at right angles to their inputs.
+
+For each linear, Q spans the directions that hold most of what it reads on old rows. With every
+gradient of A (and a fresh A itself) projected to the complement of Q, the trained update is nearly
+silent on such inputs: dW x = s B A x with A Q = 0 (gradient projection memory, arXiv:2103.09762;
+InfLoRA, arXiv:2404.00228).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lamina.core.seeds import derive
+from lamina.lowrank.attach import Attachment
+from lamina.lowrank.inputs import inputs_of, main_directions
+from lamina.tokens.batch import collate
+from lamina.tokens.mask import Encoded
+from lamina.tokens.pack import plan_batches
+from lamina.train.objective import predicting
+
+MOST_ROWS = 192
+"""Old rows looked at."""
+
+
+class Guard:
+    """Keeps the updates of an attachment at right angles to what old rows read."""
+
+    def __init__(self, attachment: Attachment, directions: Mapping[str, Tensor]) -> None:
+        self._attachment, self._directions = attachment, directions
+
+    @torch.no_grad()
+    def clean_start(self) -> None:
+        """Take the protected directions out of every A. For fresh factors, whose B is zero."""
+        for name, q_IK in self._directions.items():
+            _project(self._attachment.modules[name].a.data, q_IK)
+
+    @torch.no_grad()
+    def clean_gradients(self) -> None:
+        """Take the protected directions out of every gradient of A, in place."""
+        for name, q_IK in self._directions.items():
+            gradient = self._attachment.modules[name].a.grad
+            assert gradient is not None
+            _project(gradient, q_IK)
+
+
+def _project(a_RI: Tensor, q_IK: Tensor) -> None:
+    a_RI.sub_((a_RI @ q_IK) @ q_IK.T)
+
+
+@torch.inference_mode()
+def directions(
+    model: nn.Module,
+    linears: Mapping[str, nn.Module],
+    rows: Sequence[Encoded],
+    energy: float,
+    batch_tokens: int,
+    pad_id: int,
+    seed: int,
+) -> dict[str, Tensor]:
+    """name -> (I, K): see `main_directions`. Linears that read the same tensor share a basis."""
+    chosen = rows[:: max(1, len(rows) // MOST_ROWS)][:MOST_ROWS]
+    grams: dict[str, Tensor] = {}
+    leader: dict[str, str] = {}
+    for indices in plan_batches([len(row) for row in chosen], batch_tokens, seed=0, epoch=0):
+        batch = collate([chosen[i] for i in indices], pad_id)
+        places_T = torch.arange(batch.ids.shape[1])
+        real = (places_T[None] < batch.lengths[:, None]).flatten()
+        with inputs_of(linears) as seen:
+            predicting(model, batch)
+        if not leader:
+            first: dict[int, str] = {}
+            leader = {name: first.setdefault(x.data_ptr(), name) for name, x in seen.items()}
+        for name in set(leader.values()):
+            x_NI = seen[name][real].float()
+            if name not in grams:
+                grams[name] = torch.zeros(x_NI.shape[1], x_NI.shape[1])
+            grams[name].addmm_(x_NI.T, x_NI)
+    found = {
+        name: main_directions(gram, energy, derive(seed, "protect", name))
+        for name, gram in sorted(grams.items())
+    }
+    return {name: found[leader[name]].clone() for name in leader}
