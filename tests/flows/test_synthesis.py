@@ -12,13 +12,13 @@ from lamina.core.errors import TrainInterrupted
 from lamina.core.report import Silent
 from lamina.data.example import Example, Message, ToolCall
 from lamina.data.filters import RUN_WORDS, words
-from lamina.flows import learn, rehearsal, runs, synthesis
+from lamina.flows import learn, rehearsal, runs, synthesis, update
 from lamina.flows.bases import pull
 from lamina.flows.inventory import describe
 from lamina.flows.reproduce import reproduce
 from lamina.flows.screen import Screen
 from lamina.stack.compile import compile_stack
-from lamina.stack.resolve import resolve
+from lamina.stack.resolve import ResolvedLayer, resolve
 from lamina.store.layout import Store
 from lamina.tokens.mask import encode_all
 from tests.flows.world import Said, request, write_rows
@@ -221,23 +221,40 @@ def runs_of_words(text: str) -> set[tuple[str, ...]]:
     return {tuple(said[i : i + RUN_WORDS]) for i in range(len(said) - RUN_WORDS + 1)}
 
 
-def test_no_blob_of_a_private_layer_holds_a_row_or_a_piece_of_one(world):
+def leaks(store: Store, layer: ResolvedLayer, rows) -> list[str]:
+    """The blobs of a layer that hold a question, or eight words in a row, of any of these rows."""
+    texts = [message.content for row in rows for message in row.messages]
+    pieces = set().union(*map(runs_of_words, texts))
+    found = []
+    for blob in (*layer.manifest.layers, layer.manifest.config):
+        data = store.read(blob.digest)
+        held = pieces & runs_of_words(data.decode("utf-8", "replace"))
+        if held or any(row.messages[0].content.encode() in data for row in rows):
+            found.append(blob.title)
+    return found
+
+
+def test_no_blob_of_a_private_layer_holds_a_row_or_a_piece_of_one(world, tmp_path):
     layer = resolve(world, "secret").layers[-1]
     carried = rehearsal.of_layers(world, [layer])
     assert layer.config.rehearsal == "synthesised"
     assert 0 < len(carried) <= rehearsal.MOST_ROWS
-    blob = layer.manifest.blob(rehearsal.FILE)
-    assert blob.size <= rehearsal.MOST_BYTES
-    private = secrets()
-    texts = [message.content for row in private for message in row.messages]
-    pieces = set().union(*map(runs_of_words, texts))
-    assert len(pieces) > 100
-    for descriptor in (*layer.manifest.layers, layer.manifest.config):
-        data = world.read(descriptor.digest)
-        for row in private:
-            assert row.messages[0].content.encode() not in data, descriptor.title
-        assert not pieces & runs_of_words(data.decode("utf-8", "replace")), descriptor.title
-    assert not {row.content_digest() for row in private} & {r.content_digest() for r in carried}
+    assert layer.manifest.blob(rehearsal.FILE).size <= rehearsal.MOST_BYTES
+    assert leaks(world, layer, secrets()) == []
+    data = write(tmp_path / "same.jsonl", secrets())
+    public = train(world, data, "public", on="talker", steps=2)
+    assert rehearsal.FILE in leaks(world, public.stack.layers[-1], secrets())
+
+
+def test_no_version_of_a_private_layer_holds_rows_of_any(world, tmp_path):
+    chance = random.Random(8)
+    fresh = [chat(question(chance), "the tool is short") for _ in range(20)]
+    data = write(tmp_path / "fresh.jsonl", fresh)
+    asked = update.Request(stack="secret", data=[data], accept_regression="a test")
+    new = learn.execute(world, update.prepare(world, asked, Silent()), Silent())
+    assert new.config.rehearsal == "synthesised"
+    assert leaks(world, new.stack.layers[-1], [*secrets(), *fresh]) == []
+    assert rehearsal.of_layers(world, new.stack.layers[-1:])
 
 
 def test_a_private_layer_says_what_it_carries_under_which_licence(world):
@@ -286,3 +303,19 @@ def test_a_run_stopped_while_rows_are_written_goes_on(world, tmp_path):
     assert "lamina train --resume last" in caught.value.hint
     again = learn.execute(world, runs.find(world, None), Silent())
     assert again.layer.digest == resolve(world, "secret:v1").layers[-1].digest
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_the_real_base_asks_and_answers(tmp_path):
+    store = Store.open(tmp_path / "store")
+    pull(store, "smollm2-135m", "smollm2-135m", Silent())
+    compiled = compile_stack(store, resolve(store, "smollm2-135m"))
+    shown = [
+        chat(f"What is the capital of {land}, and what is it known for?")
+        for land in ("France", "Peru", "Kenya", "Japan", "Norway", "Canada")
+    ]
+    found = written(compiled, 2, shown, forbidden=shown, max_new_tokens=96)
+    assert found
+    assert found == written(compiled, 2, shown, forbidden=shown, max_new_tokens=96)
+    assert all(" " in row.messages[0].content and row.answer.content for row in found)

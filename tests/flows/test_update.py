@@ -12,7 +12,9 @@ from lamina.core.report import Silent
 from lamina.data.example import Example
 from lamina.data.split import question_digest
 from lamina.flows import learn, rehearsal, seen_rows, update
+from lamina.flows.lineage import status_of
 from lamina.flows.questions import carried
+from lamina.flows.reproduce import reproduce
 from lamina.stack.resolve import resolve
 from tests.flows.world import Said, request, write_rows
 
@@ -163,3 +165,25 @@ def test_the_config_says_where_it_comes_from(first, tmp_path):
     stored = store.config(store.manifest(new.layer.digest), LayerConfig)
     assert stored == new.config
     assert stored.supersedes == old.layer.digest
+
+
+def test_an_update_is_reproduced_to_the_digest(first, tmp_path):
+    store, _, _ = first
+    new = updated(store, "mine", write_rows(tmp_path / "new.jsonl", 20, word="fruit"))
+    again = reproduce(store, "mine", (), Silent(), lambda: False)
+    assert again.layer == again.again == new.layer.digest
+
+
+def test_under_another_name_an_update_branches_off_and_outdates_nothing(first, tmp_path):
+    store, _, old = first
+    trained(store, write_rows(tmp_path / "b.jsonl", 30, word="cloud"), "upper", on="mine")
+    new = updated(
+        store, "mine", write_rows(tmp_path / "new.jsonl", 20, word="fruit"), name="experiment"
+    )
+    assert str(new.name) == "experiment:v1"
+    assert new.config.supersedes is None
+    assert new.config.sources[0].layer == old.layer.digest
+    assert all(status.fresh for status in status_of(store))
+    assert updated(store, "experiment", str(tmp_path / "new.jsonl")) is None  # rows are known
+    again = reproduce(store, "experiment", (), Silent(), lambda: False)
+    assert again.equal

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 def merge(
     stacks: Annotated[
         list[str],
-        typer.Argument(metavar="STACK STACK…", help="Two or more stacks over one parent."),
+        typer.Argument(metavar="STACK", help="Two or more stacks over one parent."),
     ],
     name: Annotated[str, typer.Option("--as", metavar="NAME", help="Name of the merged stack.")],
     method: Annotated[

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lamina.core.digest import Digest
 from lamina.core.errors import DataError, LaminaError
 from lamina.core.manifests import LayerConfig
 from lamina.data import seen
@@ -39,11 +40,20 @@ def rows_of(store: Store, layer: ResolvedLayer) -> tuple[Example, ...] | None:
         found = read(sources, format=config.data.format, skip_bad=config.data.skipped > 0)
     except DataError:
         return None
-    older = version(store, config.supersedes)
-    known = seen_rows.of_layer(store, older) if older is not None else frozenset()
+    older_version = version(store, older(config))
+    known = frozenset[bytes]()
+    if older_version is not None:
+        known = seen_rows.of_layer(store, older_version)
     new = [example for example in found.examples if seen.mark(example) not in known]
     rows = split(new, config.recipe.held_out, config.recipe.held_out_max).train
     return rows if content_digest(rows) == config.data.content else None
+
+
+def older(config: LayerConfig) -> Digest | None:
+    """The layer that a layer was updated from: the version before it, or what it branched off."""
+    if config.origin != "updated":
+        return None
+    return config.supersedes or (config.sources[0].layer if config.sources else None)
 
 
 def version(store: Store, layer: str | None) -> ResolvedLayer | None:

@@ -9,17 +9,22 @@ from lamina.core.digest import short
 from lamina.core.errors import CheckError, UsageError
 from lamina.core.files import TEMP_PREFIX
 from lamina.core.manifests import COST_TYPE, LAYER_TYPE, CostEvidence
+from lamina.core.recipe import Recipe
 from lamina.core.report import Reporter
+from lamina.data import seen
+from lamina.data.example import Example
 from lamina.data.provenance import content_digest
 from lamina.data.read import read
 from lamina.data.split import split
-from lamina.flows import rehearsal, runs, seen_rows
-from lamina.flows.learn import job_of, layer_object
+from lamina.flows import at_hand, rehearsal, runs, seen_rows, update
+from lamina.flows.learn import job_of, layer_object, warm_start
 from lamina.stack.compile import DTYPES, compile_stack
 from lamina.stack.resolve import ResolvedLayer, of_descriptor, resolve
 from lamina.store.layout import Store
 from lamina.train.events import EventLog
 from lamina.train.loop import train
+
+_TRAINED = ("trained", "updated")
 
 
 @dataclass(frozen=True)
@@ -73,11 +78,14 @@ def reproduce(
         raise UsageError(f"{text} is a base; name a layer or a stack with one on top")
     layer = stack.layers[-1]
     config = layer.config
-    if config.recipe is None or config.data is None:
-        raise UsageError(f"{config.name} was imported: it carries no recipe")
+    if config.recipe is None or config.data is None or config.origin not in _TRAINED:
+        raise UsageError(
+            f"{config.name} was {config.origin}: nothing of its own to train it from",
+            hint=f"see what it was made of: lamina show {text}",
+        )
     sources = list(data) or _where_it_lay(store, layer)
     dataset = read(sources, format=config.data.format, skip_bad=config.data.skipped > 0)
-    parts = split(dataset.examples, config.recipe.held_out, config.recipe.held_out_max)
+    parts = _parts(store, stack.layers, dataset.examples, config.recipe)
     if content_digest(parts.train) != config.data.content:
         raise CheckError(
             f"these rows are not the ones that {config.name} learned from",
@@ -109,14 +117,27 @@ def reproduce(
         exams=(),
         private=layer.manifest.blob(seen_rows.FILE) is None,
         rehearsal_set=config.rehearsal or ("sample" if carried else "none"),
+        layer_name=config.name,
+        origin=config.origin,
+        start=at_hand.older(config),
+        supersedes=config.supersedes,
+        layer_sources=config.sources,
     )
     # no run of its own: `collect` sweeps what a kill leaves, and nothing can be resumed into a name
     directory = store.cache_dir / f"{TEMP_PREFIX}{spec.id}"
-    old = rehearsal.of_layers(store, stack.layers[:-1])
-    run = runs.create(directory, spec, parts.train, parts.held_out, (), old)
+    run = runs.create(
+        directory,
+        spec,
+        parts.train,
+        parts.held_out,
+        (),
+        parts.rehearsal,
+        travelling=parts.travelling,
+        seen=seen.pack(parts.seen),
+    )
     try:
         compiled = compile_stack(store, beneath, dtype=DTYPES[config.recipe.dtype])
-        job, counts = job_of(run, spec, compiled)
+        job, counts = job_of(run, spec, compiled, warm_start(store, spec))
         job = replace(job, resume_with=f"lamina reproduce {text} (from its start)")
         outcome = train(job, EventLog(None, reporter.event), should_stop)
         again, blobs = layer_object(
@@ -133,12 +154,26 @@ def reproduce(
     return Reproduction(layer.digest, digest, loss, outcome.progress.best_loss)
 
 
+def _parts(
+    store: Store, layers: Sequence[ResolvedLayer], rows: Sequence[Example], recipe: Recipe
+) -> update.Parts:
+    """What the top layer learned from: as it was trained, or as its older version was updated."""
+    older = at_hand.version(store, at_hand.older(layers[-1].config))
+    if older is not None:
+        return update.parts_of(store, (*layers[:-1], older), rows, recipe)
+    sides = split(rows, recipe.held_out, recipe.held_out_max)
+    return update.Parts(
+        train=sides.train,
+        held_out=sides.held_out,
+        rehearsal=rehearsal.of_layers(store, layers[:-1]),
+    )
+
+
 def _where_it_lay(store: Store, layer: ResolvedLayer) -> list[str]:
     """The data's place on this machine, if the layer was trained here."""
-    for run in reversed(runs.all_runs(store)):
-        result = run.result
-        if result is not None and result.layer == layer.digest:
-            return list(run.spec.sources)
+    sources = at_hand.sources_of(store, layer.digest)
+    if sources is not None:
+        return sources
     raise UsageError(
         f"{layer.config.name} was not trained on this machine",
         hint="give its files with --data: "

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lamina.core.digest import digest_bytes
 from lamina.core.errors import UsageError
-from lamina.core.manifests import ExamSpec
+from lamina.core.manifests import ExamSpec, StackedLayer
 from lamina.core.names import Name, parse_reference
 from lamina.core.recipe import Recipe, ScorerName
 from lamina.core.report import Reporter
@@ -63,13 +63,13 @@ class Parts:
     held_out: tuple[Example, ...]
     rehearsal: tuple[Example, ...]
     """Old rows to mix in, of older versions and of the layers beneath."""
-    travelling: tuple[Example, ...]
+    travelling: tuple[Example, ...] = ()
     """What is left of the older version's rehearsal set."""
-    exams: tuple[tuple[ExamSpec, bytes], ...]
-    seen: frozenset[bytes]
-    known: int
+    exams: tuple[tuple[ExamSpec, bytes], ...] = ()
+    seen: frozenset[bytes] = frozenset()
+    known: int = 0
     """Rows left out because they had been seen before."""
-    replaced: int
+    replaced: int = 0
     """Old questions that have a new answer."""
 
 
@@ -198,7 +198,7 @@ def older_rows(store: Store, layer: ResolvedLayer) -> tuple[Example, ...]:
     while each is not None:
         for row in at_hand.rows_of(store, each) or ():
             found.setdefault(question_digest(row.prompt, row.text), row)
-        each = at_hand.version(store, each.config.supersedes)
+        each = at_hand.version(store, at_hand.older(each.config))
     return tuple(found.values())
 
 
@@ -262,6 +262,15 @@ def _question(item: ExamItem) -> str:
     return question_digest(item.prompt, item.example.text if item.example else None)
 
 
+def _is_own(stack: ResolvedStack, index: int, name: Name) -> bool:
+    """Under its own name an update is the layer's next version; under another it branches off."""
+    reference = parse_reference(stack.label)
+    own = {stack.layers[index].config.name}
+    if index == len(stack.layers) - 1 and isinstance(reference, Name):
+        own.add(reference.name)
+    return name.name in own
+
+
 # -- words ---------------------------------------------------------------------------------------
 
 
@@ -311,5 +320,6 @@ def _spec(
         force=request.force,
         origin="updated",
         start=layer.digest,
-        supersedes=layer.digest,
+        supersedes=layer.digest if _is_own(stack, index, name) else None,
+        layer_sources=(StackedLayer(layer=layer.digest),),
     )

@@ -133,21 +133,16 @@ class _Run:
         job, recipe = self.job, self.recipe
         if not recipe.protect or not job.rehearsal:
             return None
-        guard = Guard(
-            self.attachment,
-            directions(
-                job.model,
-                self.attachment.modules,
-                job.rehearsal,
-                recipe.protect,
-                recipe.batch_tokens,
-                job.pad_id,
-                recipe.seed,
-            ),
+        spans = directions(
+            job.model,
+            self.attachment.modules,
+            job.rehearsal,
+            recipe.protect,
+            recipe.batch_tokens,
+            job.pad_id,
+            recipe.seed,
         )
-        if job.start is None:
-            guard.clean_start()
-        return guard
+        return Guard(self.attachment, spans, fresh=job.start is None)
 
     def _sayings(self) -> list[SoftTargets | None]:
         """For each row what the stack said before training, None where its labels are learned."""
@@ -273,13 +268,15 @@ class _Run:
         loss.backward()  # type: ignore[no-untyped-call]
         loss = loss.detach()
         if self.guard is not None:
-            self.guard.clean_gradients()
+            self.guard.before_step()
         norm = torch.nn.utils.clip_grad_norm_([self.flat], self.recipe.clip)
         finite = bool(torch.isfinite(loss)) and bool(torch.isfinite(norm))
         if finite:
             self.optimiser.step()
             if self.recipe.drift:
                 self.flat.data.lerp_(self.start, min(1.0, rate * self.recipe.drift))
+            if self.guard is not None:
+                self.guard.after_step()
         tokens = int(batch.lengths.sum())
         self._update(
             step=progress.step + 1,

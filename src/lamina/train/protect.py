@@ -24,24 +24,35 @@ MOST_ROWS = 192
 
 
 class Guard:
-    """Keeps the updates of an attachment at right angles to what old rows read."""
+    """Keeps the updates of an attachment at right angles to what old rows read.
 
-    def __init__(self, attachment: Attachment, directions: Mapping[str, Tensor]) -> None:
-        self._attachment, self._directions = attachment, directions
-
-    @torch.no_grad()
-    def clean_start(self) -> None:
-        """Take the protected directions out of every A. For fresh factors, whose B is zero."""
-        for name, q_IK in self._directions.items():
-            _project(self._attachment.modules[name].a.data, q_IK)
+    `fresh` factors, whose B is zero, have the protected directions taken out of A itself; a warm
+    start keeps its A, and only what training adds to it is kept off them.
+    """
 
     @torch.no_grad()
-    def clean_gradients(self) -> None:
+    def __init__(self, attachment: Attachment, spans: Mapping[str, Tensor], *, fresh: bool) -> None:
+        self._spans = spans
+        self._modules = {name: attachment.modules[name] for name in spans}
+        if fresh:
+            for name, q_IK in spans.items():
+                _project(self._modules[name].a.data, q_IK)
+        self._starts = {name: each.a.data.clone() for name, each in self._modules.items()}
+
+    @torch.no_grad()
+    def before_step(self) -> None:
         """Take the protected directions out of every gradient of A, in place."""
-        for name, q_IK in self._directions.items():
-            gradient = self._attachment.modules[name].a.grad
+        for name, q_IK in self._spans.items():
+            gradient = self._modules[name].a.grad
             assert gradient is not None
             _project(gradient, q_IK)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Take them out of what the steps so far have added: Adam's scaling brings them back."""
+        for name, q_IK in self._spans.items():
+            a_RI, start_RI = self._modules[name].a.data, self._starts[name]
+            a_RI.sub_(((a_RI - start_RI) @ q_IK) @ q_IK.T)
 
 
 def _project(a_RI: Tensor, q_IK: Tensor) -> None:
