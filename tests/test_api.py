@@ -4,6 +4,7 @@ import pytest
 
 import lamina
 from lamina.core.errors import UnknownNameError, UsageError
+from tests.made import write_rows
 
 
 class Heard:
@@ -93,3 +94,22 @@ def test_pull_and_load(home, pico):
 def test_the_store_is_the_command_lines_by_default(made, monkeypatch):
     monkeypatch.setenv("LAMINA_HOME", str(made))
     assert lamina.load("sums").digest == lamina.load("sums", home=made).digest
+
+
+def test_a_stack_is_kept_current_from_python(home, rows, tmp_path):
+    base = lamina.load("pico", home=home)
+    lower = base.train(rows, name="lower", **OPTIONS)
+    upper = lower.train(rows, name="upper", accept_regression="a test", **OPTIONS)
+    fresh = write_rows(tmp_path / "fresh.jsonl", "minus", 40)
+    newer = lower.update(fresh, accept_regression="a test", steps=2)
+    assert newer.name == "lower:v2"
+    assert newer.update(fresh).digest == newer.digest  # every row is known
+    again = upper.refresh(keep=0, override="a test")
+    assert again.name == "upper:v2"
+    assert [layer["name"] for layer in again.show()["layers"]] == ["lower", "upper"]
+    one = again.squash(name="one", override="a test")
+    assert len(one.show()["layers"]) == 1
+    moved = lamina.load("times", home=home).rebase(newer, name="moved", keep=0, override="a test")
+    assert moved.name == "moved:v1"
+    with pytest.raises(UsageError):
+        newer.update(fresh, rank=8)

@@ -17,7 +17,17 @@ from tests.cli.program import Program
 
 GUIDE = Path(__file__).resolve().parents[1] / "docs" / "guide"
 PAGES = sorted(GUIDE.glob("*.md"))
-DOCUMENTED = ("bisect", "log", "status")
+DOCUMENTED = (
+    "bisect",
+    "conflicts",
+    "log",
+    "merge",
+    "rebase",
+    "refresh",
+    "squash",
+    "status",
+    "update",
+)
 """Commands that must have a page, in which they are typed."""
 _BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _EXIT = re.compile(r"\s+#\s*exit (\d+)\s*$")

@@ -71,6 +71,71 @@ class Stack:
         learned = learn.execute(self._store, run, self._reporter)
         return Stack(self._store, str(learned.name), self._reporter)
 
+    def update(
+        self,
+        data: str | Path | Sequence[str | Path],
+        *,
+        layer: str | None = None,
+        name: str | None = None,
+        **options: Any,
+    ) -> "Stack":
+        """A new version of a layer (the top one) from new rows; this stack where all were known.
+
+        `options` are the other fields of `lamina.flows.update.Request` and, by their own names, of
+        `Recipe`. Raises UsageError for any other name.
+        """
+        from lamina.flows import learn, update
+
+        given = [data] if isinstance(data, str | Path) else list(data)
+        known = set(update.Request.__dataclass_fields__) - {"stack", "data", "overrides"}
+        fields = {k: v for k, v in options.items() if k in known}
+        rest = tuple((k, v) for k, v in options.items() if k not in fields)
+        request = update.Request(
+            stack=self.name,
+            data=[str(path) for path in given],
+            layer=layer,
+            name=name,
+            overrides=rest,
+            **fields,
+        )
+        run = update.prepare(self._store, request, self._reporter)
+        if run is None:
+            return self
+        learned = learn.execute(self._store, run, self._reporter)
+        return Stack(self._store, str(learned.name), self._reporter)
+
+    def refresh(self, **options: Any) -> "Stack":
+        """This stack's name over the new versions of its layers.
+
+        Options: keep, at_most, override, author (see `lamina.flows.refresh.refresh`).
+        """
+        from lamina.flows.refresh import refresh
+
+        name = self.name.partition(":")[0]  # a version stays what it is; its name moves
+        done = refresh(self._store, name, self._reporter, lambda: False, **options)
+        return (
+            self if done.named is None else Stack(self._store, str(done.named.name), self._reporter)
+        )
+
+    def rebase(self, onto: "Stack | str", *, name: str | None = None, **options: Any) -> "Stack":
+        """Its layers over other parents or another base.
+
+        Options: the other fields of `lamina.flows.rebase.Request`.
+        """
+        from lamina.flows import rebase
+
+        target = onto._reference if isinstance(onto, Stack) else onto
+        request = rebase.Request(stack=self.name, onto=target, name=name, **options)
+        done = rebase.rebase(self._store, request, self._reporter, lambda: False)
+        return Stack(self._store, str(done.named.name), self._reporter)
+
+    def squash(self, *, name: str | None = None, **options: Any) -> "Stack":
+        """All its layers as one. Options: rank or tolerance, override, author."""
+        from lamina.flows.squash import squash
+
+        done = squash(self._store, self.name, name=name, reporter=self._reporter, **options)
+        return Stack(self._store, str(done["name"]), self._reporter)
+
     def exam(
         self, *, against: str | None = None, files: Sequence[str] = (), fresh: bool = False
     ) -> "Examination":

@@ -27,7 +27,10 @@ STRIDE = 9
 
 def work(root: Path) -> None:
     store = Store.open(root, create=False)
-    merge(store, ["second", "third"], name="both", override="a test", reporter=Silent())
+    merge(
+        store, ["second", "third"], method="concat", name="both", override="a test",
+        reporter=Silent(),
+    )  # fmt: skip
 
 
 def again(root: Path, wanted: list[str]) -> list[str]:

@@ -1,13 +1,6 @@
-"""A child of test_squash.py: kills a squash at every few writes, and squashes again.
+"""A child of test_squash.py: `python -m tests.flows.squash_crash FOLDER` (see `deaths`)."""
 
-`python -m tests.flows.squash_crash FOLDER` works on copies of FOLDER/start/store; each fork dies
-by SIGKILL just before one of the writes that `tests.store.crash` counts.
-"""
-
-import itertools
 import json
-import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -20,7 +13,7 @@ from lamina.flows.inventory import history
 from lamina.flows.squash import squash
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
-from tests.store.crash import in_fork, look, names, work_and_die
+from tests.flows.deaths import die_everywhere
 
 STRIDE = 5
 """Deaths are this many writes apart: a squash makes more than a hundred."""
@@ -44,34 +37,5 @@ def left(root: Path) -> dict[str, object]:
     }
 
 
-def die_everywhere(folder: Path) -> dict[str, object]:
-    """Nothing here computes with torch outside of a fork: its thread pool does not survive one."""
-    start = folder / "start" / "store"
-    before = names(start)
-    fixed = {n: {t: d for t, d in tags.items() if t != "latest"} for n, tags in before.items()}
-    whole = shutil.copytree(start, folder / "whole" / "store", symlinks=True)
-    faults = [f"undisturbed: ended with {e}" for e in [in_fork(lambda: work(whole))] if e]
-    wanted = left(whole)
-    deaths = 0
-    for at in itertools.count(0, STRIDE):
-        here = shutil.copytree(start, folder / "here" / "store", symlinks=True)
-        status = in_fork(lambda: work_and_die(work, here, at))  # noqa: B023
-        if status == 0:
-            break
-        if status != -signal.SIGKILL:
-            faults.append(f"write {at}: ended with {status}")
-            break
-        deaths += 1
-        faults += [f"write {at}: {fault}" for fault in look(here, fixed)]
-        if again := in_fork(lambda: work(here)):  # noqa: B023
-            faults.append(f"write {at}: squashing again ended with {again}")
-        elif (found := left(here)) != wanted:
-            faults.append(f"write {at}: {found} in the end instead of {wanted}")
-        shutil.rmtree(here.parent)
-    if wanted["damage"] or not wanted["certified"]:
-        faults.append(f"undisturbed: {wanted}")
-    return {"deaths": deaths, "faults": faults}
-
-
 if __name__ == "__main__":
-    print(json.dumps(die_everywhere(Path(sys.argv[1]))))
+    print(json.dumps(die_everywhere(Path(sys.argv[1]), work, left, STRIDE)))

@@ -1,6 +1,7 @@
 """Carrying layers: which rung is taken, what it keeps, what is recorded, and what moves."""
 
 import itertools
+import signal
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from lamina.flows.refresh import plan_of, refresh
 from lamina.stack.compile import stored_factors
 from lamina.stack.resolve import resolve
 from lamina.store.verify import verify
+from tests.flows.deaths import report_of
 from tests.flows.world import Said, learned, write_rows
 from tests.pico import pico_base
 
@@ -213,6 +215,16 @@ def test_a_refresh_that_fails_the_gate_moves_nothing_and_can_be_overridden(store
     assert store.resolve(Name("second")).digest == before
     done = refreshed(store, keep=100, at_most="copy", override="we know")
     assert str(done.named.name) == "second:v2"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_kill_at_every_few_writes_and_refresh_again(store, tmp_path):
+    newer(store, tmp_path)
+    report = report_of("tests.flows.refresh_crash", store.root, tmp_path)
+    assert report["wanted"]["fresh"]
+    assert not report["wanted"]["damage"]
+    assert report["deaths"] >= 8
 
 
 def test_only_names_are_refreshed(store):

@@ -1,12 +1,6 @@
 """Squashing a stack end to end, on a pico base."""
 
-import json
-import os
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,6 +17,7 @@ from lamina.lowrank.squash import NOISE
 from lamina.stack.compile import compile_stack, stored_factors
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
+from tests.flows.deaths import report_of
 from tests.flows.world import Said, learned
 from tests.stacks import new_store, put_layer, random_factors
 
@@ -260,19 +255,7 @@ def test_killed_after_the_name_moved_before_that_was_recorded(store, monkeypatch
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_kill_at_every_write_and_squash_again(store, tmp_path):
-    memory = Path("/dev/shm")  # the page cache survives SIGKILL, so a RAM disk proves as much
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
-        shutil.copytree(store.root, Path(folder) / "start" / "store", symlinks=True)
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.flows.squash_crash", folder],
-            cwd=HERE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=500,
-        )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["faults"] == [], done.stderr
+    report = report_of("tests.flows.squash_crash", store.root, tmp_path)
+    assert report["wanted"]["certified"]
+    assert not report["wanted"]["damage"]
     assert report["deaths"] >= 20

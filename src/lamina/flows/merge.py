@@ -45,9 +45,6 @@ from lamina.stack.compile import Compiled, compile_stack
 from lamina.stack.resolve import ResolvedStack, resolve
 from lamina.store.layout import Store
 
-DEFAULT = "concat"
-"""It loses nothing and needs nothing."""
-
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
@@ -66,9 +63,9 @@ def merge(
     store: Store,
     texts: Sequence[str],
     *,
+    method: str,
     name: str,
     reporter: Reporter,
-    method: str = DEFAULT,
     weights: Sequence[float] = (),
     density: float | None = None,
     examples: Sequence[str] = (),

@@ -62,6 +62,16 @@ def name_stack(
     return version
 
 
+def on_record(store: Store, stack: ResolvedStack, name: Name) -> bool:
+    """Whether the last move of `name`, to `stack`, is on record; a kill may have come between."""
+    versions = [
+        version
+        for tag, target in store.names().get(name.name, {}).items()
+        if target.digest == stack.digest and (version := Name(name.name, tag).version)
+    ]
+    return not versions or _recorded(store, stack, name.name, max(versions))
+
+
 def _recorded(store: Store, stack: ResolvedStack, name: str, version: int) -> bool:
     """Whether this move is on record: a kill may have come between the move and its record."""
     records = store.evidence(stack.digest, NAMING_TYPE, NamingEvidence)

@@ -19,6 +19,7 @@ from lamina.flows.ladder.registry import up_to
 from lamina.flows.ladder.rung import Move
 from lamina.flows.landing import Named, gate_and_name
 from lamina.flows.lineage import Lineage
+from lamina.flows.naming import on_record
 from lamina.flows.rebase import carried_or_refused, prefix
 from lamina.stack.resolve import ResolvedStack, of_config, of_descriptor, resolve
 from lamina.store.layout import Store
@@ -129,7 +130,11 @@ def refresh(
         )
     rungs = up_to(at_most)
     plan = plan_of(store, stack)
-    if dry_run or all(step.action == "keep" for step in plan):
+    if dry_run:
+        return Refreshed(plan)
+    if all(step.action == "keep" for step in plan):
+        if not on_record(store, stack, Name(reference.name)):
+            _name(store, stack, Name(reference.name), reporter, override, author)
         return Refreshed(plan)
     reporter.say(price(plan))
     onto = _empty(store, stack)
@@ -150,14 +155,25 @@ def refresh(
         )
         carried.append(carried_or_refused(move, rungs, keep, override))
         onto = carried[-1].stack
-    top = store.describe(onto.layers[-1].digest)
-    beneath = prefix(store, onto, len(onto.layers) - 1)
-    named = gate_and_name(
-        store, top, onto, beneath, Name(reference.name), reporter, override=override, author=author
-    )
+    named = _name(store, onto, Name(reference.name), reporter, override, author)
     for each in carried:
         store.remove_root(each.layer.digest)
     return Refreshed(plan, tuple(carried), named)
+
+
+def _name(
+    store: Store,
+    stack: ResolvedStack,
+    name: Name,
+    reporter: Reporter,
+    override: str | None,
+    author: str | None,
+) -> Named:
+    top = store.describe(stack.layers[-1].digest)
+    beneath = prefix(store, stack, len(stack.layers) - 1)
+    return gate_and_name(
+        store, top, stack, beneath, name, reporter, override=override, author=author
+    )
 
 
 def plan_of(store: Store, stack: ResolvedStack) -> tuple[Step, ...]:
