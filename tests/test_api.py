@@ -113,3 +113,6 @@ def test_a_stack_is_kept_current_from_python(home, rows, tmp_path):
     assert moved.name == "moved:v1"
     with pytest.raises(UsageError):
         newer.update(fresh, rank=8)
+    side = base.train(fresh, name="side", **OPTIONS)
+    both = lamina.merge([lower, side], name="both", override="a test")
+    assert len(both.show()["layers"]) == 1

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 from lamina.core.version import __version__
 
 if TYPE_CHECKING:
-    from lamina.api import Stack, load, pull
+    from lamina.api import Stack, load, merge, pull
     from lamina.core.recipe import Recipe
 
-__all__ = ["Recipe", "Stack", "__version__", "load", "pull"]
+__all__ = ["Recipe", "Stack", "__version__", "load", "merge", "pull"]
 
 _HOMES = {
     "Recipe": "lamina.core.recipe",
     "Stack": "lamina.api",
     "load": "lamina.api",
+    "merge": "lamina.api",
     "pull": "lamina.api",
 }
 

@@ -21,7 +21,7 @@ from lamina.store.layout import Store
 if TYPE_CHECKING:
     from lamina.flows.examine import Examination
 
-__all__ = ["Stack", "load", "pull"]
+__all__ = ["Stack", "load", "merge", "pull"]
 
 
 class Stack:
@@ -171,6 +171,19 @@ def load(name: str, *, home: str | Path | None = None, reporter: Reporter | None
     Raises UnknownNameError, WrongParentError, StoreError.
     """
     return Stack(_store(home), name, reporter or Silent())
+
+
+def merge(stacks: Sequence[Stack], *, name: str, method: str = "concat", **options: Any) -> Stack:
+    """Parallel stacks as one layer over their common parent.
+
+    Options: weights, density, examples, seed, override, author (see `lamina.flows.merge.merge`).
+    """
+    from lamina.flows.merge import merge as run
+
+    first = stacks[0]
+    texts = [stack._reference for stack in stacks]
+    done = run(first._store, texts, method=method, name=name, reporter=first._reporter, **options)
+    return Stack(first._store, str(done["name"]), first._reporter)
 
 
 def pull(

@@ -74,9 +74,9 @@ class Recipe(Value):
     """Share of the training tokens that comes from the rehearsal sets of the layers beneath."""
     rehearse: Literal["parent", "labels"] = "parent"
     """What old rows teach: what the stack said of them before training, or their own labels."""
-    protect: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    protect: Annotated[float, Field(ge=0, lt=1)] = 0.7
     """Keep the update off the inputs of old rows: off the directions that hold this share of them
-    (arXiv:2103.09762). 0: anything may move."""
+    (arXiv:2103.09762). 0: anything may move; nearer to 1: less is forgotten, less is learned."""
     drift: Annotated[float, Field(ge=0)] = 0.0
     """Pull back to the factors that a warm start began with: each step takes the share
     learning rate x drift of the way (L2-SP, arXiv:1802.01483, decoupled as in AdamW)."""

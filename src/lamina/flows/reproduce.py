@@ -17,7 +17,8 @@ from lamina.data.provenance import content_digest
 from lamina.data.read import read
 from lamina.data.split import split
 from lamina.flows import at_hand, rehearsal, runs, seen_rows, update
-from lamina.flows.learn import job_of, layer_object, warm_start
+from lamina.flows.learn import job_of, warm_start
+from lamina.flows.trained import layer_object
 from lamina.stack.compile import DTYPES, compile_stack
 from lamina.stack.resolve import ResolvedLayer, of_descriptor, resolve
 from lamina.store.layout import Store

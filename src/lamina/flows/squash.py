@@ -6,7 +6,7 @@ the gate compares it with the original, exam by exam.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,22 +22,21 @@ from lamina.core.manifests import (
     Kept,
     LayerConfig,
     NamingEvidence,
-    RehearsalSet,
 )
 from lamina.core.names import Name, parse_reference
 from lamina.core.report import Reporter
-from lamina.data import seen
 from lamina.exams.report import comparisons
 from lamina.export.parity import Parity, compare, logits_of
-from lamina.flows import landing, rehearsal, runs, seen_rows
+from lamina.flows import landing, runs
 from lamina.flows.adapters import PROBE
 from lamina.flows.examine import current, sit
 from lamina.flows.inventory import certificate_lines
+from lamina.flows.joined import joined
 from lamina.flows.naming import new_name
 from lamina.flows.questions import carried, probe_prompts
 from lamina.lowrank.squash import Squashed, discarded_share, squash_layers
 from lamina.stack.compile import Compiled, compile_stack, layer_factors
-from lamina.stack.resolve import ResolvedLayer, ResolvedStack, over_base, resolve
+from lamina.stack.resolve import ResolvedStack, over_base, resolve
 from lamina.store.layout import Store
 
 METHOD = "squash"
@@ -214,8 +213,7 @@ def _land(
         target_modules=tuple(factors),
         base=original.config.base,
     )
-    layers = original.layers
-    exams, questions = landing.exams_of(store, layers)
+    theirs = joined(store, original.layers)
     config = LayerConfig(
         name=name.name,
         base=original.config.base,
@@ -225,48 +223,14 @@ def _land(
         scaling="lora",
         modules=tuple(sorted(factors)),
         parameters=sum(each.parameters for each in factors.values()),
-        exams=exams,
-        licence=_licence(layers),
-        author=author or _joined([layer.config.author for layer in layers], ", "),
+        exams=theirs.exams,
+        licence=theirs.licence,
+        author=author or theirs.author,
         origin="squashed",
         sources=original.config.layers,
-        rehearsal=_rehearsal_set(layers),
+        rehearsal=theirs.rehearsal,
     )
-    travelling = rehearsal.put(store, rehearsal.of_layers(store, layers))
-    marks = _seen(store, layers)
-    blobs += [blob for blob in (travelling, marks) if blob is not None]
-    return landing.land(store, config, [*blobs, *questions], label=name.name)
-
-
-def _rehearsal_set(layers: Sequence[ResolvedLayer]) -> RehearsalSet | None:
-    """What the layers' sets together are: synthesised where any of it is."""
-    kinds = {layer.config.rehearsal for layer in layers}
-    order: tuple[RehearsalSet, ...] = ("synthesised", "sample", "none")
-    return next((kind for kind in order if kind in kinds), None)
-
-
-def _seen(store: Store, layers: Sequence[ResolvedLayer]) -> Descriptor | None:
-    """The marks of rows that travel with the layers, as one set; withheld ones stay withheld."""
-    found = [layer.manifest.blob(seen_rows.FILE) for layer in layers]
-    marks = [seen.unpack(store.read(blob.digest)) for blob in found if blob is not None]
-    if not marks:
-        return None
-    return store.put_bytes(
-        seen.pack(frozenset().union(*marks)), seen_rows.TYPE, title=seen_rows.FILE
-    )
-
-
-def _licence(layers: Sequence[ResolvedLayer]) -> str | None:
-    """An SPDX expression: all that the layers state holds."""
-    stated = [layer.config.licence for layer in layers]
-    if len({each for each in stated if each}) < 2:
-        return _joined(stated, "")
-    return _joined([f"({each})" if each and " " in each else each for each in stated], " AND ")
-
-
-def _joined(values: Sequence[str | None], between: str) -> str | None:
-    """Distinct values in order; None where nobody states one."""
-    return between.join(dict.fromkeys(value for value in values if value)) or None
+    return landing.land(store, config, [*blobs, *theirs.blobs], label=name.name)
 
 
 # -- the certificate -------------------------------------------------------------------------------

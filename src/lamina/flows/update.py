@@ -33,6 +33,9 @@ REHEARSAL = 0.5
 """Share of an update's tokens that are old rows. More than a new layer needs: an update works on
 the very factors that hold the old answers."""
 
+PROTECT = 0.0
+"""An update may move everything: what it changes lies where its old rows lie."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -155,9 +158,8 @@ def recipe_of(layer: ResolvedLayer, request: Request) -> Recipe:
         )
     old = (config.recipe or Recipe()).model_dump()
     opened = {"steps": None, "stop_after": None, "warmup_steps": None, "schedule": None}
-    return Recipe.parse(
-        old | opened | {"rehearsal": REHEARSAL} | fixed | changes, "the recipe of the update"
-    )
+    own = {"rehearsal": REHEARSAL, "protect": PROTECT}
+    return Recipe.parse(old | opened | own | fixed | changes, "the recipe of the update")
 
 
 # -- rows ----------------------------------------------------------------------------------------
