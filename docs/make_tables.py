@@ -8,6 +8,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def benchmark_table() -> str:
     """One line a benchmark."""
     lines = ["| what | measured | command |", "| --- | --- | --- |"]
 
-    def add(what: str, name: str, text: Any) -> None:
+    def add(what: str, name: str, text: Callable[[dict[str, Any]], str]) -> None:
         row = newest(name)
         if row is not None:
             lines.append(f"| {what} | {text(row)} | `python -m benchmarks.{name}` |")
@@ -96,7 +97,55 @@ def benchmark_table() -> str:
             f"import lamina {r['import_s']}"
         ),
     )
+    _current(add)
     return "\n".join(lines)
+
+
+def _current(add: Callable[[str, str, Callable[[dict[str, Any]], str]], None]) -> None:
+    """The lines about keeping a stack current."""
+    add(
+        "a stream of facts that change, updated period by period: accuracy beside a layer "
+        "retrained each time, cost, forgetting beside naive training",
+        "stream",
+        lambda r: (
+            f"new {r['new_vs_retrain']:.0%}, kept {r['kept_vs_retrain']:.0%} of retraining's, at "
+            f"{r['cost_ratio']:.0%} of its cost; {r['forgetting_vs_naive']} of naive forgetting "
+            f"({r['products']} products, {r['facts']} facts)"
+        ),
+    )
+    add(
+        "four layers by four contributors: inherited exams significantly worse, of 6; smallest "
+        "gain beside the layer alone on the base",
+        "contributors",
+        lambda r: (
+            f"{r['inherited_worse']} (without rehearsal "
+            f"{r['inherited_worse_without_rehearsal']}); {r['min_gain_ratio']:.0%}"
+        ),
+    )
+    add(
+        "layer 2 of 4 replaced, the stack refreshed: cost and exams beside retraining layers 2-4",
+        "refresh",
+        lambda r: f"{r['cost_ratio']:.0%} of the cost, {r['exam_ratio']:.0%} of the gain",
+    )
+    add(
+        "layers carried to a sibling base; to Gemma 3 270M by distillation: gain kept, cost beside "
+        "training",
+        "rebase",
+        lambda r: "; ".join(
+            f"{name} {r[name]['retained']:.0%} at {r[name]['cost_ratio']:.1%}"
+            for name in ("sibling", "family")
+            if name in r
+        ),
+    )
+    add(
+        "eight layers of rank 16 squashed, shapes of a 7B model",
+        "squash",
+        lambda r: (
+            f"relative error {r['rel_error']:.1e}, peak {r['peak_over_factors']:.1f} x the "
+            f"factors, {r['seconds']:.0f} s"
+            + (f"; rank 64 shipped as 8 keeps {r['ship8_of_64']:.0%}" if r["ship8_of_64"] else "")
+        ),
+    )
 
 
 TABLES = {"quickstart": quickstart_table, "benchmarks": benchmark_table}
