@@ -27,6 +27,7 @@ from lamina.exams.examinee import Prompt
 from lamina.flows import learn, update
 from lamina.flows.bases import ensure
 from lamina.flows.examinee import StackExaminee
+from lamina.flows.tag import tag
 from lamina.stack.compile import compile_stack
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
@@ -81,6 +82,7 @@ class Stream:
     def __init__(self, store: Store, work: Path, given: Any) -> None:
         self.store, self.work, self.given = store, work, given
         work.mkdir(exist_ok=True)
+        self.started: tuple[str, Arm] | None = None
         learned, asked = _lines(given.data / TRAIN), _lines(given.data / ASKED)
         chosen = set(list(dict.fromkeys(_product(row) for row in learned))[: given.products])
         self.learned = [r for r in learned if _product(r) in chosen and r["period"] < given.periods]
@@ -144,7 +146,7 @@ class Stream:
         rows = [row for row in self.learned if row["period"] == period]
         name = f"stream-{arm.name}"
         if period == 0:
-            self._first(arm, name, rows, period)
+            self._start(arm, name, rows)
             return
         given = self.given
         changes = {
@@ -160,6 +162,16 @@ class Stream:
         run = update.prepare(self.store, request, Log())
         if run is not None:
             self._trained(arm, run, period)
+
+    def _start(self, arm: Arm, name: str, rows: list[Row]) -> None:
+        """The first period is one training for all that are updated later."""
+        if self.started is None:
+            self._first(arm, name, rows, 0)
+            self.started = name, arm
+        else:
+            first, other = self.started
+            tag(self.store, f"{first}:v1", name, Log(), override="benchmark", author=None)
+            arm.seconds[0], arm.tokens[0] = other.seconds[0], other.tokens[0]
 
     def _trained(self, arm: Arm, run: Any, period: int) -> None:
         cost = learn.execute(self.store, run, Log()).cost

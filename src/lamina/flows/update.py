@@ -70,6 +70,8 @@ class Parts:
     """What is left of the older version's rehearsal set."""
     exams: tuple[tuple[ExamSpec, bytes], ...] = ()
     seen: frozenset[bytes] = frozenset()
+    all_old: bool = False
+    """Whether the old rows are all that older versions learned, not a sample that travels."""
     known: int = 0
     """Rows left out because they had been seen before."""
     replaced: int = 0
@@ -95,6 +97,9 @@ def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run | No
     reporter.say(_counts(dataset, parts))
     if not parts.train:
         return None
+    if parts.all_old and "rehearse" not in dict(request.overrides):
+        # a sample would be learned by heart; where every old row is at hand, its label is the truth
+        recipe = recipe.model_copy(update={"rehearse": "labels"})
     spec = _spec(request, stack, index, name, recipe, dataset, parts)
     return runs.create(
         store.runs_dir / spec.id,
@@ -188,6 +193,7 @@ def parts_of(
         travelling=tuple(still),
         exams=tuple(exams),
         seen=known,
+        all_old=bool(old),
         known=len(rows) - len(new),
         replaced=dropped + len(own) - len(still),
     )
