@@ -51,7 +51,7 @@ def evidence(store, digest):
 def test_a_copy_is_the_same_factors_over_other_parents(store, tmp_path):
     new = newer(store, tmp_path)
     old = resolve(store, "second").layers[-1]
-    done = carry(store, "second", "first", keep=0)
+    done = carry(store, "second", "first", at_most="copy")
     top = done.named.stack.layers[-1]
     assert done.layers[0].evidence.rung == "copy"
     assert top.config.parents == new.stack.config.layers
@@ -187,7 +187,7 @@ def test_a_dry_run_prices_and_changes_nothing(store, tmp_path):
 def test_a_stale_stack_gets_the_new_version_and_its_layers_on_top(store, tmp_path):
     new = newer(store, tmp_path)
     third = learned(store, tmp_path, "third", on="second", word="plant")
-    done = refreshed(store, "third", keep=0, at_most="copy")
+    done = refreshed(store, "third", at_most="copy")
     layers = done.named.stack.layers
     assert layers[0].digest == new.layer.digest
     assert [layer.config.name for layer in layers] == ["first", "second", "third"]
@@ -201,7 +201,7 @@ def test_a_stale_stack_gets_the_new_version_and_its_layers_on_top(store, tmp_pat
 def test_a_layer_refreshed_for_one_stack_is_used_by_the_next(store, tmp_path):
     newer(store, tmp_path)
     learned(store, tmp_path, "third", on="second", word="plant")
-    refreshed(store, "second", keep=0)
+    refreshed(store, "second", at_most="copy")
     plan = plan_of(store, resolve(store, "third"))
     assert [step.action for step in plan] == ["replace", "replace", "carry"]
     assert Lineage.of(store).newest(plan[1].layer) == plan[1].newest
@@ -236,6 +236,6 @@ def test_only_names_are_refreshed(store):
 
 def test_the_config_of_a_carried_layer_is_whole(store, tmp_path):
     newer(store, tmp_path)
-    done = refreshed(store, keep=0)
+    done = refreshed(store, at_most="copy")
     stored = store.config(store.manifest(done.carried[0].layer.digest), LayerConfig)
     assert stored.data == resolve(store, "second:v1").layers[1].config.data

@@ -29,3 +29,26 @@ Author = Annotated[
         "--author", metavar="WHO", help="Author recorded in the layer (default: $LAMINA_AUTHOR)."
     ),
 ]
+Epochs = Annotated[
+    float | None, typer.Option("--epochs", metavar="N", help="Passes over the training rows.")
+]
+LearningRate = Annotated[
+    float | None, typer.Option("--lr", metavar="RATE", help="Peak learning rate.")
+]
+Steps = Annotated[
+    int | None,
+    typer.Option("--steps", metavar="N", help="Optimiser steps, instead of --epochs."),
+]
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option("--max-minutes", metavar="MINUTES", help="Fit the run into this time."),
+]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of everything random.")]
+Format = Annotated[
+    str | None,
+    typer.Option("--format", metavar="FORMAT", help="Data format; detected and stated by default."),
+]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out and count them.")]
+Licence = Annotated[
+    str | None, typer.Option("--licence", metavar="SPDX", help="Licence of the data.")
+]

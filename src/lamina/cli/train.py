@@ -50,16 +50,10 @@ def train(
     rank: Annotated[
         int | None, typer.Option(metavar="N", help="Rank of every low-rank update.")
     ] = None,
-    lr: Annotated[float | None, typer.Option(metavar="RATE", help="Peak learning rate.")] = None,
-    epochs: Annotated[
-        float | None, typer.Option(metavar="N", help="Passes over the training rows.")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Optimiser steps, instead of --epochs.")
-    ] = None,
-    max_minutes: Annotated[
-        float | None, typer.Option(metavar="MINUTES", help="Fit the run into this time.")
-    ] = None,
+    lr: options.LearningRate = None,
+    epochs: options.Epochs = None,
+    steps: options.Steps = None,
+    max_minutes: options.MaxMinutes = None,
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -95,9 +89,7 @@ def train(
             "synthesised (rows the stack writes; the default with --private) or none.",
         ),
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Seed of everything random.")
-    ] = None,
+    seed: options.Seed = None,
     scorer: Annotated[
         list[str] | None,
         typer.Option(
@@ -105,13 +97,8 @@ def train(
             help="Scorer of the layer's exam: loss, exact, numeric, choice, tool_call; repeat.",
         ),
     ] = None,
-    format: Annotated[
-        str | None,
-        typer.Option(metavar="FORMAT", help="Data format; detected and stated by default."),
-    ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave bad rows out and count them.")
-    ] = False,
+    format: options.Format = None,
+    skip_bad: options.SkipBad = False,
     exam: Annotated[
         list[str] | None,
         typer.Option("--exam", metavar="FILE", help="Further exam questions; repeat."),
@@ -120,9 +107,7 @@ def train(
         bool,
         typer.Option("--private", help="Withhold the rows and the exam's questions."),
     ] = False,
-    licence: Annotated[
-        str | None, typer.Option(metavar="SPDX", help="Licence of the data.")
-    ] = None,
+    licence: options.Licence = None,
     author: options.Author = None,
     accept_regression: options.AcceptRegression = None,
     force: options.Force = False,

@@ -31,38 +31,23 @@ def update(
             help="Name that moves. Default: the stack's own for its top layer, else the layer's.",
         ),
     ] = None,
-    epochs: Annotated[
-        float | None, typer.Option(metavar="N", help="Passes over the new rows.")
-    ] = None,
-    lr: Annotated[float | None, typer.Option(metavar="RATE", help="Peak learning rate.")] = None,
-    steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Optimiser steps, instead of --epochs.")
-    ] = None,
-    max_minutes: Annotated[
-        float | None, typer.Option(metavar="MINUTES", help="Fit the update into this time.")
-    ] = None,
+    epochs: options.Epochs = None,
+    lr: options.LearningRate = None,
+    steps: options.Steps = None,
+    max_minutes: options.MaxMinutes = None,
     rehearsal: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Share of tokens that are old rows.")
     ] = None,
     drift: Annotated[
         float | None, typer.Option(metavar="PULL", help="Pull back to the old version's factors.")
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Seed of everything random.")
-    ] = None,
-    format: Annotated[
-        str | None,
-        typer.Option(metavar="FORMAT", help="Data format; detected and stated by default."),
-    ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave bad rows out and count them.")
-    ] = False,
+    seed: options.Seed = None,
+    format: options.Format = None,
+    skip_bad: options.SkipBad = False,
     private: Annotated[
         bool, typer.Option("--private", help="Withhold the exam's questions from the layer.")
     ] = False,
-    licence: Annotated[
-        str | None, typer.Option(metavar="SPDX", help="Licence of the data.")
-    ] = None,
+    licence: options.Licence = None,
     author: options.Author = None,
     accept_regression: options.AcceptRegression = None,
     force: options.Force = False,

@@ -3,10 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lamina.core.manifests import Descriptor, ExamSpec, RehearsalSet
+from lamina.core.manifests import (
+    Descriptor,
+    ExamSpec,
+    LayerConfig,
+    Origin,
+    RehearsalSet,
+    StackConfig,
+    StackedLayer,
+)
+from lamina.core.names import Name
 from lamina.data import seen
 from lamina.flows import landing, rehearsal, seen_rows
-from lamina.stack.resolve import ResolvedLayer
+from lamina.lowrank.maths import LayerFactors
+from lamina.stack.resolve import ResolvedLayer, ResolvedStack
 from lamina.store.layout import Store
 
 
@@ -35,6 +45,50 @@ def joined(store: Store, layers: Sequence[ResolvedLayer]) -> Joined:
         author=_listed([layer.config.author for layer in layers], ", "),
         blobs=(*questions, *(blob for blob in (travelling, marks) if blob is not None)),
     )
+
+
+def land_computed(
+    store: Store,
+    factors: LayerFactors,
+    sources: Sequence[tuple[ResolvedLayer, float]],
+    *,
+    origin: Origin,
+    name: Name,
+    parents: StackConfig,
+    author: str | None,
+) -> tuple[Descriptor, ResolvedStack]:
+    """Land factors that were computed from layers, as a layer that carries all that they carried.
+
+    `factors` have scale 1; `sources` are layers with the weights they were taken at.
+    """
+    rank = max(each.rank for each in factors.values())
+    adapter = landing.adapter_blobs(
+        store,
+        factors,
+        rank=rank,
+        alpha=float(rank),
+        scaling="lora",
+        target_modules=tuple(factors),
+        base=parents.base,
+    )
+    theirs = joined(store, [layer for layer, _ in sources])
+    config = LayerConfig(
+        name=name.name,
+        base=parents.base,
+        parents=parents.layers,
+        rank=rank,
+        alpha=float(rank),
+        scaling="lora",
+        modules=tuple(sorted(factors)),
+        parameters=sum(each.parameters for each in factors.values()),
+        exams=theirs.exams,
+        licence=theirs.licence,
+        author=author or theirs.author,
+        origin=origin,
+        sources=tuple(StackedLayer(layer=layer.digest, weight=w) for layer, w in sources),
+        rehearsal=theirs.rehearsal,
+    )
+    return landing.land(store, config, [*adapter, *theirs.blobs], label=name.name)
 
 
 def _rehearsal_set(layers: Sequence[ResolvedLayer]) -> RehearsalSet | None:

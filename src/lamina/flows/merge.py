@@ -20,8 +20,6 @@ from lamina.core.manifests import (
     CertificateEvidence,
     Descriptor,
     Kept,
-    LayerConfig,
-    StackedLayer,
 )
 from lamina.core.names import Name
 from lamina.core.report import Reporter
@@ -33,7 +31,7 @@ from lamina.flows.adapters import PROBE
 from lamina.flows.contributions import Contribution, contributions, versions_of_one_layer
 from lamina.flows.examine import sit
 from lamina.flows.inventory import certificate_lines
-from lamina.flows.joined import joined
+from lamina.flows.joined import land_computed
 from lamina.flows.merge_loss import loss_over, rows_of
 from lamina.flows.naming import new_name
 from lamina.flows.questions import carried, probe_prompts
@@ -236,40 +234,20 @@ def _logits(store: Store, plan: _Plan, compiled: Compiled) -> list[Tensor]:
 def _land(
     store: Store, plan: _Plan, merged: Merged, name: Name, author: str | None
 ) -> tuple[Descriptor, ResolvedStack]:
-    factors = merged.factors
-    rank = max(each.rank for each in factors.values())
-    adapter = landing.adapter_blobs(
-        store,
-        factors,
-        rank=rank,
-        alpha=float(rank),
-        scaling="lora",
-        target_modules=tuple(factors),
-        base=plan.parent.config.base,
-    )
     sources = [
         (layer, layer.weight * weight)
         for part, weight in zip(plan.parts, merged.weights, strict=True)
         for layer in part.layers
     ]
-    theirs = joined(store, [layer for layer, _ in sources])
-    config = LayerConfig(
-        name=name.name,
-        base=plan.parent.config.base,
-        parents=plan.parent.config.layers,
-        rank=rank,
-        alpha=float(rank),
-        scaling="lora",
-        modules=tuple(sorted(factors)),
-        parameters=sum(each.parameters for each in factors.values()),
-        exams=theirs.exams,
-        licence=theirs.licence,
-        author=author or theirs.author,
+    return land_computed(
+        store,
+        merged.factors,
+        sources,
         origin="merged",
-        sources=tuple(StackedLayer(layer=layer.digest, weight=w) for layer, w in sources),
-        rehearsal=theirs.rehearsal,
+        name=name,
+        parents=plan.parent.config,
+        author=author,
     )
-    return landing.land(store, config, [*adapter, *theirs.blobs], label=name.name)
 
 
 # -- what it keeps ---------------------------------------------------------------------------------

@@ -83,8 +83,14 @@ def rebase(
         )
         carried.append(carried_or_refused(move, rungs, request.keep, request.override))
         onto = carried[-1].stack
-    named = name_carried(
-        store, carried, onto, name, reporter, override=request.override, author=request.author
+    named = name_top(
+        store,
+        onto,
+        name,
+        reporter,
+        override=request.override,
+        author=request.author,
+        carried=carried,
     )
     return Rebased(named, tuple(carried))
 
@@ -116,18 +122,21 @@ def _why(found: Carried) -> Sequence[tuple[str, str]]:
     return [*found.evidence.tried, (found.evidence.rung, "; ".join(kept))]
 
 
-def name_carried(
+def name_top(
     store: Store,
-    carried: Sequence[Carried],
     stack: ResolvedStack,
     name: Name,
     reporter: Reporter,
     *,
     override: str | None,
     author: str | None,
+    carried: Sequence[Carried] = (),
 ) -> Named:
-    """Pass the gate with the carried stack, move the name, and let go of the layers' own roots."""
-    top = carried[-1].layer
+    """Pass the gate with a stack and move the name; then nothing but it keeps the carried layers.
+
+    Raises GateError.
+    """
+    top = store.describe(stack.layers[-1].digest)
     beneath = prefix(store, stack, len(stack.layers) - 1)
     named = gate_and_name(
         store, top, stack, beneath, name, reporter, override=override, author=author

@@ -17,10 +17,10 @@ from lamina.flows.ladder.carry import KEEP, Carried
 from lamina.flows.ladder.distil import SHARE_WARM
 from lamina.flows.ladder.registry import up_to
 from lamina.flows.ladder.rung import Move
-from lamina.flows.landing import Named, gate_and_name
+from lamina.flows.landing import Named
 from lamina.flows.lineage import Lineage
 from lamina.flows.naming import on_record
-from lamina.flows.rebase import carried_or_refused, prefix
+from lamina.flows.rebase import carried_or_refused, name_top, prefix
 from lamina.stack.resolve import ResolvedStack, of_config, of_descriptor, resolve
 from lamina.store.layout import Store
 
@@ -128,13 +128,13 @@ def refresh(
         raise UsageError(
             f"{text} is no name of a stack", hint="refresh moves a name: see `lamina status`"
         )
-    rungs = up_to(at_most)
+    rungs, name = up_to(at_most), Name(reference.name)
     plan = plan_of(store, stack)
     if dry_run:
         return Refreshed(plan)
     if all(step.action == "keep" for step in plan):
-        if not on_record(store, stack, Name(reference.name)):
-            _name(store, stack, Name(reference.name), reporter, override, author)
+        if not on_record(store, stack, name):
+            name_top(store, stack, name, reporter, override=override, author=author)
         return Refreshed(plan)
     reporter.say(price(plan))
     onto = _empty(store, stack)
@@ -155,25 +155,8 @@ def refresh(
         )
         carried.append(carried_or_refused(move, rungs, keep, override))
         onto = carried[-1].stack
-    named = _name(store, onto, Name(reference.name), reporter, override, author)
-    for each in carried:
-        store.remove_root(each.layer.digest)
+    named = name_top(store, onto, name, reporter, override=override, author=author, carried=carried)
     return Refreshed(plan, tuple(carried), named)
-
-
-def _name(
-    store: Store,
-    stack: ResolvedStack,
-    name: Name,
-    reporter: Reporter,
-    override: str | None,
-    author: str | None,
-) -> Named:
-    top = store.describe(stack.layers[-1].digest)
-    beneath = prefix(store, stack, len(stack.layers) - 1)
-    return gate_and_name(
-        store, top, stack, beneath, name, reporter, override=override, author=author
-    )
 
 
 def plan_of(store: Store, stack: ResolvedStack) -> tuple[Step, ...]:

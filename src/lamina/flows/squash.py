@@ -20,8 +20,8 @@ from lamina.core.manifests import (
     CertificateEvidence,
     Descriptor,
     Kept,
-    LayerConfig,
     NamingEvidence,
+    StackConfig,
 )
 from lamina.core.names import Name, parse_reference
 from lamina.core.report import Reporter
@@ -31,7 +31,7 @@ from lamina.flows import landing, runs
 from lamina.flows.adapters import PROBE
 from lamina.flows.examine import current, sit
 from lamina.flows.inventory import certificate_lines
-from lamina.flows.joined import joined
+from lamina.flows.joined import land_computed
 from lamina.flows.naming import new_name
 from lamina.flows.questions import carried, probe_prompts
 from lamina.lowrank.squash import Squashed, discarded_share, squash_layers
@@ -202,35 +202,15 @@ def _land(
     parts: Mapping[str, Squashed],
     author: str | None,
 ) -> tuple[Descriptor, ResolvedStack]:
-    factors = {module: part.factors for module, part in parts.items()}
-    rank = max(each.rank for each in factors.values())
-    blobs = landing.adapter_blobs(
+    return land_computed(
         store,
-        factors,
-        rank=rank,
-        alpha=float(rank),
-        scaling="lora",
-        target_modules=tuple(factors),
-        base=original.config.base,
-    )
-    theirs = joined(store, original.layers)
-    config = LayerConfig(
-        name=name.name,
-        base=original.config.base,
-        parents=(),
-        rank=rank,
-        alpha=float(rank),
-        scaling="lora",
-        modules=tuple(sorted(factors)),
-        parameters=sum(each.parameters for each in factors.values()),
-        exams=theirs.exams,
-        licence=theirs.licence,
-        author=author or theirs.author,
+        {module: part.factors for module, part in parts.items()},
+        [(layer, layer.weight) for layer in original.layers],
         origin="squashed",
-        sources=original.config.layers,
-        rehearsal=theirs.rehearsal,
+        name=name,
+        parents=StackConfig(base=original.config.base),
+        author=author,
     )
-    return landing.land(store, config, [*blobs, *theirs.blobs], label=name.name)
 
 
 # -- the certificate -------------------------------------------------------------------------------
