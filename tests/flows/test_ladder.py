@@ -239,3 +239,17 @@ def test_the_config_of_a_carried_layer_is_whole(store, tmp_path):
     done = refreshed(store, at_most="copy")
     stored = store.config(store.manifest(done.carried[0].layer.digest), LayerConfig)
     assert stored.data == resolve(store, "second:v1").layers[1].config.data
+
+
+def test_a_sibling_base_is_reached_by_copy(store, tmp_path):
+    """Other weights and another configuration file, the same shapes and tokenizer."""
+    sibling = pico_base(
+        tmp_path / "sibling", hidden=32, layers=1, seed=9, max_position_embeddings=1024
+    )
+    pull(store, str(sibling), "sibling", Silent())
+    done = carry(store, "first", "sibling", name="moved", at_most="project")
+    bases = {resolve(store, name).base_config.architecture for name in ("pico", "sibling")}
+    assert len(bases) == 2
+    tried = {rung for rung, _ in done.layers[0].evidence.tried}
+    assert {*tried, done.layers[0].evidence.rung} >= {"copy"}
+    assert done.named.stack.config.base == resolve(store, "sibling").config.base

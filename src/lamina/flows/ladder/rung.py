@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from lamina.bases.header import shapes_in
 from lamina.core.digest import digest_json
 from lamina.core.manifests import Descriptor, StackedLayer
 from lamina.core.report import Reporter
+from lamina.stack.compile import base_directory
 from lamina.stack.resolve import ResolvedLayer, ResolvedStack
 from lamina.store.layout import Store
 
@@ -36,8 +38,14 @@ class Move:
 
     @property
     def same_shapes(self) -> bool:
-        """Whether both bases have one architecture, so that factors fit as they are."""
-        return self.old.base_config.architecture == self.onto.base_config.architecture
+        """Whether both bases have the layer's linears alike, so that factors fit as they are."""
+        if self.old.config.base == self.onto.config.base:
+            return True
+        ours, theirs = (
+            shapes_in(base_directory(self.store, stack.base)) for stack in (self.old, self.onto)
+        )
+        weights = [f"{module}.weight" for module in self.layer.config.modules]
+        return all(name in theirs and ours.get(name) == theirs[name] for name in weights)
 
     @property
     def same_tokens(self) -> bool:

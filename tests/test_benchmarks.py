@@ -1,0 +1,62 @@
+"""Every benchmark of the lifecycle runs to its end in its quick form and prints what it promises.
+
+They run on a pico base under the real one's name, so that minutes become seconds; what they
+measure on the real base is in benchmarks/results.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pico import pico_base
+
+ROOT = Path(__file__).resolve().parents[1]
+KEYS = {
+    "stream": {"new_vs_retrain", "kept_vs_retrain", "cost_ratio", "forgetting_vs_naive"},
+    "contributors": {"inherited_worse", "min_gain_ratio"},
+    "refresh": {"cost_ratio", "exam_ratio"},
+    "rebase": {"sibling"},
+    "squash": {"rel_error", "peak_over_factors", "seconds", "ship8_of_64"},
+}
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A store with a pico base called as the benchmarks' base is."""
+    from benchmarks.common import BASE
+
+    from lamina.api import pull
+
+    pull(str(pico_base(tmp_path / "pico", hidden=32, layers=1)), name=BASE, home=tmp_path / "home")
+    return tmp_path / "home"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KEYS)
+def test_a_quick_run_prints_its_row(name, home, real_data):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            f"benchmarks.{name}",
+            "--quick",
+            "--home",
+            home,
+            "--data",
+            real_data,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    row = json.loads(done.stdout.splitlines()[-1])
+    assert row["benchmark"] == name
+    assert KEYS[name] <= set(row)
