@@ -1,7 +1,8 @@
 """Carry layers to a sibling base, and to a base of another family and tokenizer.
 
-Sibling: the base after some steps of full fine-tuning on plain text, a full-rank change; two
-layers, one over the other, are carried with the rungs copy and project. Family: Gemma 3 270M, by
+Sibling: the base after some steps of full fine-tuning on plain text, a full-rank change; the first
+two layers of `benchmarks.contributors` (reused where the store has them) are carried with the rungs
+copy and project. Family: Gemma 3 270M, by
 distillation, without the layers' data. `retained`: the smallest share of a layer's gain on its
 exams that is left. `cost_ratio`: seconds of carrying over seconds of the layers' training; the
 examinations are given beside it, as a trained layer is examined too.
@@ -78,7 +79,7 @@ def main() -> None:
     """Measure and print."""
     arguments = parser(__doc__, data=True)
     arguments.add_argument("--quick", action="store_true", help="few rows, few steps, no Gemma")
-    arguments.add_argument("--share", type=float, default=2.0, help="share of the rows")
+    arguments.add_argument("--share", type=float, default=1.0, help="share of the rows")
     arguments.add_argument("--without-family", action="store_true", help="the sibling only")
     given = arguments.parse_args()
     given.share = 0.05 if given.quick else given.share
@@ -89,8 +90,8 @@ def main() -> None:
         work = directory / "bench-data"
         work.mkdir(exist_ok=True)
         on = BASE
-        for kind in (kinds[2], kinds[0]):
-            name = f"two-{kind}"
+        for kind in kinds[:2]:
+            name = f"four-on-{kind}"
             layer(store, on, name, rows_file(given.data, work, kind, given.share), recipe(given))
             on = name
         steps = 2 if given.quick else FULL_STEPS
@@ -99,8 +100,8 @@ def main() -> None:
         row = {"sibling": {**summary(near), "relative_change": round(change, 5)}}
         if not (given.quick or given.without_family):
             ensure(store, FAMILY, Log())
-            first = f"two-{kinds[2]}"
-            row["family"] = summary(carried(store, first, FAMILY, "two-on-gemma", "distil"))
+            first = f"four-on-{kinds[0]}"
+            row["family"] = summary(carried(store, first, FAMILY, "one-on-gemma", "distil"))
         emit("rebase", {**row, "share": given.share}, keep=given.keep)
 
 
