@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCH ?= cold_start depth peft_parity crash gsm8k
+BENCH ?= cold_start depth peft_parity crash gsm8k stream contributors refresh rebase squash merge
 
 .PHONY: install quickstart test check lint bench clean
 
