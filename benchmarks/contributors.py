@@ -1,8 +1,8 @@
 """Four layers by four contributors, one over the other: what each gains, what the others lose.
 
 instruction (dolly + instruction_induction), dialogue (roleplay), reasoning (GSM8K), tool use
-(sgd_toolstep). Three arms: stacked with rehearsal, stacked without, and each layer alone on the
-base. `inherited_worse`: exams of lower layers that got significantly worse (the gate's test) when a
+(sgd_toolstep). Three arms: stacked with rehearsal (and `protect`, as by default), stacked without
+both, and each layer alone on the base. `inherited_worse`: exams of lower layers that got significantly worse (the gate's test) when a
 layer was stacked with rehearsal, over all stages. `min_gain_ratio`: the smallest, over layers, of
 (base's loss - loss of the stack with this layer on top) / (base's loss - loss of the layer alone on
 the base), each on the layer's own exam.
@@ -14,12 +14,13 @@ from typing import Any
 
 from benchmarks.common import BASE, Log, emit, home, parser, say
 from lamina.core.errors import UnknownNameError
+from lamina.core.manifests import COST_TYPE, CostEvidence
 from lamina.core.names import Name
 from lamina.core.recipe import Recipe
 from lamina.exams.report import score_of
 from lamina.flows import learn
 from lamina.flows.bases import ensure
-from lamina.flows.examine import matrix_of, sit
+from lamina.flows.examine import Examination, examine_stack, matrix_of, sit
 from lamina.flows.questions import carried
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
@@ -66,17 +67,15 @@ def layer(store: Store, on: str, name: str, data: str, how: Recipe) -> learn.Lea
     return None
 
 
-def stacked(store: Store, given: Any, work: Path, arm: str, **changes: Any) -> dict[str, Any]:
-    """The four layers, one over the other: name -> what was learned."""
-    found: dict[str, Any] = {}
+def stacked(store: Store, given: Any, work: Path, arm: str, **changes: Any) -> None:
+    """The four layers, one over the other; those that the store has are taken as they are."""
     on = BASE
     for kind in LAYERS:
         arm_of = "on" if kind == next(iter(LAYERS)) else arm  # nothing to rehearse beneath it
         name = f"four-{arm_of}-{kind}"
         data = rows_file(given.data, work, kind, given.share)
-        found[kind] = layer(store, on, name, data, recipe(given, **changes))
+        layer(store, on, name, data, recipe(given, **changes))
         on = name
-    return found
 
 
 def loss(store: Store, stack: str, exams_of: str) -> float:
@@ -106,8 +105,9 @@ def main() -> None:
 def measure(store: Store, given: Any, work: Path) -> dict[str, Any]:
     """All arms, then the row."""
     changes = {} if given.rehearsal is None else {"rehearsal": given.rehearsal}
-    on = stacked(store, given, work, "on", **changes)
-    off = stacked(store, given, work, "off", rehearsal=0.0)
+    stacked(store, given, work, "on", **changes)
+    stacked(store, given, work, "off", rehearsal=0.0, protect=0.0)
+    on, off = examined(store, "on"), examined(store, "off")
     ratios, seconds = {}, {}
     for kind in LAYERS:
         alone = f"four-alone-{kind}"
@@ -120,7 +120,8 @@ def measure(store: Store, given: Any, work: Path) -> dict[str, Any]:
         top = f"four-on-{kind}"
         base = loss(store, BASE, top)
         ratios[kind] = (base - loss(store, top, top)) / (base - loss(store, alone, top))
-        seconds[kind] = on[kind].cost.seconds if on[kind] else None
+        (cost,) = store.evidence(resolve(store, top).layers[-1].digest, COST_TYPE, CostEvidence)
+        seconds[kind] = cost.seconds
         say(f"{kind}: gain ratio {ratios[kind]:.3f}")
     stacks = [resolve(store, name) for name in (BASE, *(f"four-on-{kind}" for kind in LAYERS))]
     grid = matrix_of(store, stacks, Log())
@@ -141,24 +142,25 @@ def measure(store: Store, given: Any, work: Path) -> dict[str, Any]:
     }
 
 
-def _worse(arm: dict[str, Any]) -> int | None:
-    """How many inherited exams got significantly worse; None where a layer was not trained now."""
-    found = list(arm.values())[1:]
-    if any(learned is None for learned in found):
-        return None
-    return sum(len(learned.examination.verdict.worse) for learned in found)
+def examined(store: Store, arm: str) -> dict[str, Examination]:
+    """Every stacked layer against its parent; what was recorded when it was named is reused."""
+    return {kind: examine_stack(store, f"four-{arm}-{kind}", Log()) for kind in list(LAYERS)[1:]}
 
 
-def _changes(arm: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
+def _worse(arm: dict[str, Examination]) -> int:
+    """How many inherited exams got significantly worse."""
+    return sum(len(found.verdict.worse) for found in arm.values())
+
+
+def _changes(arm: dict[str, Examination]) -> dict[str, dict[str, list[float]]]:
     """stage -> inherited exam -> [before, after]."""
     return {
         kind: {
             c.exam: [round(c.before, 4), round(c.after, 4)]
-            for c in learned.examination.comparisons
+            for c in found.comparisons
             if not c.exam.endswith(f"{kind}/loss")
         }
-        for kind, learned in arm.items()
-        if learned is not None
+        for kind, found in arm.items()
     }
 
 
