@@ -2,10 +2,10 @@
 
 instruction (dolly + instruction_induction), dialogue (roleplay), reasoning (GSM8K), tool use
 (sgd_toolstep). Three arms: stacked with rehearsal (and `protect`, as by default), stacked without
-both, and each layer alone on the base. `inherited_worse`: exams of lower layers that got significantly worse (the gate's test) when a
-layer was stacked with rehearsal, over all stages. `min_gain_ratio`: the smallest, over layers, of
-(base's loss - loss of the stack with this layer on top) / (base's loss - loss of the layer alone on
-the base), each on the layer's own exam.
+both, and each layer alone on the base. `inherited_worse`: exams of lower layers that got
+significantly worse (the gate's test) when a layer was stacked with rehearsal, over all stages.
+`min_gain_ratio`: the smallest, over layers, of (base's loss - loss of the stack with this layer on
+top) / (base's loss - loss of the layer alone on the base), each on the layer's own exam.
 """
 
 import json

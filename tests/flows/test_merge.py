@@ -380,6 +380,7 @@ def test_merging_again_changes_nothing(store):
 # -- kill -9 ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_kill_at_every_few_writes_and_merge_again(store, tmp_path):
     report = report_of("tests.flows.merge_crash", store.root, tmp_path)

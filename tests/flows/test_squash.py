@@ -253,6 +253,7 @@ def test_killed_after_the_name_moved_before_that_was_recorded(store, monkeypatch
     assert not [entry for entry in store.entries() if entry.digest == layer]  # the stack's alone
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_kill_at_every_write_and_squash_again(store, tmp_path):
     report = report_of("tests.flows.squash_crash", store.root, tmp_path)
