@@ -17,7 +17,7 @@ def test_export_peft_comes_back_by_import(program, tmp_path):
     assert back["name"] == "back:v1"
     ask = ("--once", "what is 1 plus 2?", "--max-tokens", 8)
     assert program("chat", "back", *ask).out == program("chat", "times", *ask).out
-    program("reproduce", "back").refused("carries no recipe")
+    program("reproduce", "back").refused("was imported: nothing of its own to train it from")
 
 
 def test_export_hf_is_a_base_again(program, tmp_path):

@@ -53,7 +53,7 @@ def job(directory: Path, *, on: torch.nn.Module | None = None, **changes) -> Job
     rehearsal rows as `old`."""
     directory.mkdir(parents=True, exist_ok=True)
     on = on or model()
-    changes = {"rehearsal": 0.0} | changes
+    changes = {"rehearsal": 0.0, "protect": 0.0} | changes
     old = changes.pop("old", ())
     fields = {"rows": rows(), "eval_rows": rows(4, seed=100), "start": None}
     fields |= {key: changes.pop(key) for key in tuple(changes) if key in fields}
