@@ -89,6 +89,12 @@ def train(
             "synthesised (rows the stack writes; the default with --private) or none.",
         ),
     ] = None,
+    protect: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE", help="Keep off the directions that hold this share of old inputs."
+        ),
+    ] = None,
     seed: options.Seed = None,
     scorer: Annotated[
         list[str] | None,
@@ -141,6 +147,7 @@ def train(
         "overlong": overlong,
         "held_out": held_out,
         "rehearsal": rehearsal,
+        "protect": protect,
         "seed": seed,
         "exams": scorer,
     }

@@ -38,6 +38,12 @@ def update(
     rehearsal: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Share of tokens that are old rows.")
     ] = None,
+    protect: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE", help="Keep off the directions that hold this share of old inputs."
+        ),
+    ] = None,
     drift: Annotated[
         float | None, typer.Option(metavar="PULL", help="Pull back to the old version's factors.")
     ] = None,
@@ -73,6 +79,7 @@ def update(
         "steps": steps,
         "max_minutes": max_minutes,
         "rehearsal": rehearsal,
+        "protect": protect,
         "drift": drift,
         "seed": seed,
     }
