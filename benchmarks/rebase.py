@@ -27,10 +27,13 @@ SIBLING, FAMILY = "bench-sibling", "gemma3-270m"
 FULL_STEPS, FULL_LR, FULL_TOKENS = 20, 2e-5, 1024
 
 
-def sibling(store: Store, work: Path, text: Path, steps: int) -> float:
-    """Pull the base, fully fine-tuned on text; returns the relative change of its weights."""
+def sibling(store: Store, work: Path, text: Path, steps: int) -> float | None:
+    """Pull the base, fully fine-tuned on text; returns the relative change of its weights.
+
+    None where the store has it already.
+    """
     if SIBLING in store.bases():
-        return float("nan")
+        return None
     source = base_directory(store, store.bases()[BASE])
     loaded = load(source, dtype=torch.float32)
     model = loaded.model.train()
@@ -97,7 +100,7 @@ def main() -> None:
         steps = 2 if given.quick else FULL_STEPS
         change = sibling(store, work, given.data / "train_lm_wikitext2_valid.txt", steps)
         near = carried(store, on, SIBLING, "two-on-sibling", "project")
-        row = {"sibling": {**summary(near), "relative_change": round(change, 5)}}
+        row = {"sibling": {**summary(near), "relative_change": change and round(change, 5)}}
         if not (given.quick or given.without_family):
             ensure(store, FAMILY, Log())
             first = f"four-on-{kinds[0]}"

@@ -2,8 +2,9 @@
 
 A result passes when (1) no exam of the new parents is significantly worse with the layer on top
 (the gate), and (2) on each of the layer's own exams that it once gained on, at least the share
-`keep` of that gain is left. The gain is measured in what the scorer counts: questions, or nats of
-whole answers, which compares across tokenizers too.
+`keep` of that gain is left: (new stack - old parents) / (old stack - old parents), in what the
+scorer counts: questions, or nats of whole answers, which compares across tokenizers too. So it
+does not matter whether the layer brings it or the new parents have learned it meanwhile.
 """
 
 import time
@@ -175,7 +176,7 @@ def _judge(move: Move, moved: Moved, keep: float) -> _Judged:
     assert beneath is not None  # its top is the layer
     was, was_without = sit(store, move.old, own, reporter), sit(store, beneath, own, reporter)
     now = sit(store, moved.stack, [*own, *inherited], reporter)
-    now_without = sit(store, move.onto, [*own, *inherited], reporter)
+    now_without = sit(store, move.onto, inherited, reporter)
     kept = tuple(
         Kept(
             exam=exam.name,
@@ -186,7 +187,7 @@ def _judge(move: Move, moved: Moved, keep: float) -> _Judged:
             retained=_retained(exam, found),
         )
         for exam in own
-        if (found := _four(exam, was, was_without, now, now_without)) is not None
+        if (found := _three(exam, was, was_without, now)) is not None
     )
     theirs = {exam.key for exam in inherited}
     worse = verdict(
@@ -212,25 +213,25 @@ def _both(before: Sequence[ExamResult], after: Sequence[ExamResult]) -> list[Exa
     return [result for result in after if result.exam.key in sat]
 
 
-Four = tuple[ExamResult, ExamResult, ExamResult, ExamResult]
+Three = tuple[ExamResult, ExamResult, ExamResult]
 
 
-def _four(exam: Exam, *sat: Sequence[ExamResult]) -> Four | None:
-    """One exam's results on four stacks; None when it could not be put to all."""
+def _three(exam: Exam, *sat: Sequence[ExamResult]) -> Three | None:
+    """One exam's results on three stacks; None when it could not be put to all."""
     found = [next((r for r in results if r.exam.key == exam.key), None) for results in sat]
-    first, second, third, fourth = found
-    if first is None or second is None or third is None or fourth is None:
+    first, second, third = found
+    if first is None or second is None or third is None:
         return None
-    return first, second, third, fourth
+    return first, second, third
 
 
-def _retained(exam: Exam, four: Four) -> float | None:
-    """(new with - new without) / (old with - old without), over questions all four could take."""
-    rows = zip(*(result.items for result in four), strict=True)
+def _retained(exam: Exam, three: Three) -> float | None:
+    """(new - old without) / (old with - old without), over the questions that all could take."""
+    rows = zip(*(result.items for result in three), strict=True)
     counted = [items for items in rows if all(item.weight > 0 for item in items)]
     sign = 1 if exam.scorer.higher_is_better else -1
-    with_, without, new_with, new_without = (
-        sign * sum(items[place].value for items in counted) for place in range(4)
+    with_, without, new = (
+        sign * sum(items[place].value for items in counted) for place in range(3)
     )
     gain = with_ - without
-    return round((new_with - new_without) / gain, 4) if gain > 0 else None
+    return round((new - without) / gain, 4) if gain > 0 else None
