@@ -117,6 +117,7 @@ class TestResume:
             time.sleep(0.005)
         pytest.fail(f"no step within a minute: {wait(child)}")
 
+    @pytest.mark.slow
     def test_ctrl_c_saves_and_going_on_gives_the_same_layer(self, program, rows, whole):
         child = self.started(program, rows)
         child.send_signal(signal.SIGINT)

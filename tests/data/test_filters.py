@@ -78,7 +78,9 @@ def test_what_was_said_before():
     assert said.add("Which of the two towns has the mill that has stood since the last century?")
 
 
-@given(sentences, sentences, st.integers(0, 22))
+@given(
+    st.lists(st.sampled_from(VOCABULARY), min_size=8, max_size=30), sentences, st.integers(0, 22)
+)
 def test_eight_words_of_a_forbidden_row_are_found_wherever_they_stand(private, written, start):
     piece = private[start : start + 8]
     forbidden = Forbidden([row("q", " ".join(private))])
