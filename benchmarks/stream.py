@@ -4,7 +4,8 @@ Software releases in eleven periods (`stream_eol`). After each period three stac
 period's questions, in a wording that no training row has:
 
 - `update`: `lamina update` with the period's rows;
-- `retrain`: a layer trained from scratch on every fact as it is now, at the periods measured;
+- `retrain`: a layer trained from scratch on every fact as it is now, at the periods measured, for
+  as many epochs as the first layer of all arms (`--epochs`: enough to learn the facts);
 - `naive`: the same update without any old rows (continued training).
 
 `new`: share right of facts that are new or changed. `kept`: share right of 150 facts that did not
@@ -55,20 +56,21 @@ def main() -> None:
     """Measure and print."""
     arguments = parser(__doc__, data=True)
     arguments.add_argument("--quick", action="store_true", help="few products, two periods")
-    arguments.add_argument("--products", type=int, default=10)
+    arguments.add_argument("--products", type=int, default=4)
     arguments.add_argument("--periods", type=int, default=11)
-    arguments.add_argument("--retrain-at", default="all", help="periods, or 'all'")
-    arguments.add_argument("--epochs", type=float, default=8.0)
-    arguments.add_argument("--update-epochs", type=float)
+    arguments.add_argument("--retrain-at", default="5,10", help="periods, or 'all'")
+    arguments.add_argument("--epochs", type=float, default=14.0)
+    arguments.add_argument("--update-epochs", type=float, default=5.0)
     arguments.add_argument("--lr", type=float, default=1e-3)
-    arguments.add_argument("--batch-tokens", type=int, default=512)
+    arguments.add_argument("--batch-tokens", type=int, default=384)
     arguments.add_argument("--update-lr", type=float)
-    arguments.add_argument("--rehearsal", type=float, default=update.REHEARSAL)
+    arguments.add_argument("--rehearsal", type=float, default=0.3)
     arguments.add_argument("--drift", type=float, default=0.0)
     arguments.add_argument("--arms", default="update,naive,retrain")
     given = arguments.parse_args()
     if given.quick:
-        given.products, given.periods, given.epochs, given.retrain_at = 2, 2, 1.0, "1"
+        given.products, given.periods, given.retrain_at = 2, 2, "1"
+        given.epochs = given.update_epochs = 1.0
     with home(given.home) as directory:
         store = Store.open(directory)
         ensure(store, BASE, Log())
@@ -150,7 +152,7 @@ class Stream:
             return
         given = self.given
         changes = {
-            "epochs": given.update_epochs or given.epochs,
+            "epochs": given.update_epochs,
             "lr": given.update_lr or given.lr,
             "rehearsal": 0.0 if arm.name == "naive" else given.rehearsal,
             "drift": 0.0 if arm.name == "naive" else given.drift,
@@ -228,6 +230,7 @@ class Stream:
             "facts": len({r["fact"] for r in self.learned}),
             "rows": len(self.learned),
             "epochs": given.epochs,
+            "update_epochs": given.update_epochs,
             "lr": given.lr,
             "batch_tokens": given.batch_tokens,
             "rehearsal": given.rehearsal,
