@@ -93,6 +93,9 @@ def test_every_method_lands_examines_and_names(store, name):
     (found,) = store.evidence(layer.digest, CERTIFICATE_TYPE, CertificateEvidence)
     assert done["certificate"] == found.model_dump(mode="json")
     assert (found.method, found.rank_before) == (name, 5)
+    assert found.weights == (1.0, 1.0)
+    assert found.density == METHODS[name].density
+    assert (found.seed is None) is not METHODS[name].seeded
     assert (found.discarded > 0) is (METHODS[name].result == "dense")
     assert (found.logits_difference > 1e-5) is (METHODS[name].result == "dense")
     kept_of = [(kept.exam, kept.layer) for kept in found.exams]

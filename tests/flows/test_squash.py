@@ -50,6 +50,7 @@ def test_an_exact_squash_is_the_same_model(store):
     assert {c["exam"] for c in done["metrics"]["comparisons"]} == {"first/loss", "second/loss"}
     assert done["metrics"]["compared_with"] == original.digest
     assert done["metrics"]["gate"]["passed"]
+    assert done["metrics"]["gate"]["policy"]["rounding"] == 2**-8
     assert any("linears" in event.get("text", "") for event in said.events)
     assert history(store, "second")[0]["passed"]
     assert not [entry for entry in store.entries() if entry.digest == layer.digest]  # the stack's

@@ -50,6 +50,13 @@ def test_a_bonferroni_survivor_can_still_fall_to_the_step_down():
     assert [c.layer for c in result.worse] == ["a", "b"]  # .04 > .05 / 2, but .04 <= .05 / 1
 
 
+@pytest.mark.parametrize(("delta", "passed"), [(-0.0031, True), (-0.0033, False), (-0.1, False)])
+def test_a_stack_that_is_proved_equal_may_differ_by_rounding(delta, passed):
+    found = [comparison("a", 1e-6, delta=delta)]
+    assert verdict(found, Policy(rounding=2**-8)).passed is passed
+    assert not verdict(found).passed
+
+
 @pytest.mark.parametrize(
     ("p_values", "passed"),
     [

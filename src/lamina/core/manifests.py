@@ -290,6 +290,11 @@ class CertificateEvidence(Value):
     rank: int
     """Largest rank of a module."""
     rank_before: int
+    weights: tuple[float, ...] = ()
+    """Those that a merge was given; a method that learns them starts there."""
+    density: float | None = None
+    seed: int | None = None
+    """The seed of a method that draws."""
     discarded: float
     """Relative Frobenius norm of what was left out, over all modules:
     sqrt(sum |dW - dW'|^2 / sum |dW|^2)."""

@@ -17,7 +17,7 @@ from lamina.flows import runs, succession
 from lamina.flows.examinee import StackExaminee
 from lamina.flows.questions import carried, from_file
 from lamina.flows.questions import probe_prompts as probe_prompts
-from lamina.gate.verdict import Unexamined, Verdict, verdict
+from lamina.gate.verdict import Policy, Unexamined, Verdict, verdict
 from lamina.stack.compile import compile_stack
 from lamina.stack.resolve import ResolvedStack, of_config, of_descriptor, resolve
 from lamina.store.layout import Store
@@ -168,6 +168,7 @@ def examine_for_gate(
     beneath: ResolvedStack | None,
     name: str,
     reporter: Reporter,
+    policy: Policy | None = None,
 ) -> Examination:
     """Everything the gate needs to let `name` move to `stack`.
 
@@ -181,14 +182,14 @@ def examine_for_gate(
     beneath = beneath or parent_of(store, stack)
     before = sit(store, beneath, own, reporter) if beneath else []
     inherited = carried(store, beneath.layers) if beneath else []
-    examination = _examination(stack, results, before, inherited, beneath, previous)
+    examination = _examination(stack, results, before, inherited, beneath, previous, policy)
     if previous is None or previous in (stack.digest, beneath.digest if beneath else None):
         return examination
     replaced = of_descriptor(store, store.describe(previous), label=name, force=True)
     theirs = succession.inherited(store, replaced.layers, stack.layers)
     now = sit(store, stack, theirs, reporter)
     then = sit(store, replaced, theirs, reporter)
-    return _joined(examination, now, then, [*inherited, *theirs])
+    return _joined(examination, now, then, [*inherited, *theirs], policy)
 
 
 def current(store: Store, name: str) -> str | None:
@@ -206,6 +207,7 @@ def _examination(
     inherited: Sequence[Exam],
     other: ResolvedStack | None,
     previous: str | None = None,
+    policy: Policy | None = None,
 ) -> Examination:
     found = comparisons(before, results)
     return Examination(
@@ -213,7 +215,7 @@ def _examination(
         label=stack.label,
         results=tuple(results),
         comparisons=found,
-        verdict=_judge(found, inherited, before, results),
+        verdict=_judge(found, inherited, before, results, policy),
         compared_with=other.digest if other else None,
         previous=previous,
     )
@@ -224,6 +226,7 @@ def _joined(
     now: Sequence[ExamResult],
     then: Sequence[ExamResult],
     inherited: Sequence[Exam],
+    policy: Policy | None,
 ) -> Examination:
     """The same examination with the comparisons against the replaced stack added."""
     found = (*first.comparisons, *comparisons(then, now))
@@ -233,7 +236,7 @@ def _joined(
         label=first.label,
         results=(*first.results, *(r for r in now if r.exam.key not in keys)),
         comparisons=found,
-        verdict=_judge(found, inherited, then, (*first.results, *now)),
+        verdict=_judge(found, inherited, then, (*first.results, *now), policy),
         compared_with=first.compared_with,
         previous=first.previous,
     )
@@ -244,12 +247,14 @@ def _judge(
     inherited: Sequence[Exam],
     before: Sequence[ExamResult],
     after: Sequence[ExamResult],
+    policy: Policy | None,
 ) -> Verdict:
     wanted = {(exam.digest, exam.name) for exam in inherited}
     compared = {(c.exam_digest, c.exam) for c in found}
     sat = {result.exam.key for result in after}
     return verdict(
         [c for c in found if (c.exam_digest, c.exam) in wanted],
+        policy,
         own=[c for c in found if (c.exam_digest, c.exam) not in wanted],
         unexamined=[
             Unexamined(exam=exam.name, layer=exam.layer, exam_digest=exam.digest)

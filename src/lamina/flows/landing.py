@@ -22,6 +22,7 @@ from lamina.core.recipe import Scaling
 from lamina.core.report import Reporter
 from lamina.flows.examine import Examination, examine_for_gate
 from lamina.flows.naming import name_stack
+from lamina.gate.verdict import Policy
 from lamina.lowrank import codec
 from lamina.lowrank.maths import LayerFactors
 from lamina.stack.resolve import ResolvedLayer, ResolvedStack, of_descriptor
@@ -106,12 +107,13 @@ def gate_and_name(
     *,
     override: str | None,
     author: str | None,
+    policy: Policy | None = None,
 ) -> Named:
     """Examine a stack whose top is `layer`, and move `name` to it if the gate passes.
 
     Raises GateError; the layer is kept then, and the message says how to name it all the same.
     """
-    examination = examine_for_gate(store, stack, beneath, name.name, reporter)
+    examination = examine_for_gate(store, stack, beneath, name.name, reporter, policy)
     kept_as = f"@{short(layer.digest)}"
     version = name_stack(
         store,

@@ -34,12 +34,15 @@ from lamina.flows.inventory import certificate_lines
 from lamina.flows.joined import land_computed
 from lamina.flows.naming import new_name
 from lamina.flows.questions import carried, probe_prompts
+from lamina.gate.verdict import Policy
 from lamina.lowrank.squash import Squashed, discarded_share, squash_layers
 from lamina.stack.compile import Compiled, compile_stack, layer_factors
 from lamina.stack.resolve import ResolvedStack, over_base, resolve
 from lamina.store.layout import Store
 
 METHOD = "squash"
+ROUNDING = 2**-8
+"""The unit roundoff of bfloat16, in which exams are sat."""
 
 
 def squash(
@@ -67,7 +70,15 @@ def squash(
     before, undo = current(store, target.name), _undo(store, target)
     layer, stack = _made(store, original, target, rank, tolerance, reporter, author, began)
     named = landing.gate_and_name(
-        store, layer, stack, original, target, reporter, override=override, author=author
+        store,
+        layer,
+        stack,
+        original,
+        target,
+        reporter,
+        override=override,
+        author=author,
+        policy=Policy(rounding=ROUNDING) if rank is None and tolerance is None else None,
     )
     certificates = store.evidence(layer.digest, CERTIFICATE_TYPE, CertificateEvidence)
     return {

@@ -26,6 +26,9 @@ class Policy(Value):
     """Chance of a false alarm, over all inherited exams together."""
     block_unexamined: bool = False
     """Say no when an inherited exam could not be put to the stack. False: say so, but let pass."""
+    rounding: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Changes of at most this share of the value before are not counted as worse: for a stack that
+    is proved to be the one it replaces, up to rounding."""
     require_own_gain: bool = False
     """Say no unless the new layer got significantly better on at least one exam of its own."""
 
@@ -66,7 +69,7 @@ def verdict(
     looked at only where the policy asks for a gain. Pure: equal arguments, equal verdicts.
     """
     policy = policy or Policy()
-    adjusted = holm([c.p_worse for c in inherited])
+    adjusted = holm([1.0 if _rounded(c, policy) else c.p_worse for c in inherited])
     order = sorted(range(len(inherited)), key=lambda i: (adjusted[i], inherited[i].p_worse))
     bad = [i for i in order if adjusted[i] <= policy.alpha]
     reasons = [_worse_text(inherited[i], adjusted[i]) for i in bad]
@@ -96,6 +99,10 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
         running = max(running, (len(p_values) - rank) * p_values[index])
         adjusted[index] = min(1.0, running)
     return tuple(adjusted)
+
+
+def _rounded(item: Comparison, policy: Policy) -> bool:
+    return bool(policy.rounding) and abs(item.delta) <= policy.rounding * abs(item.before)
 
 
 def _without_gain(own: Sequence[Comparison], alpha: float) -> list[str]:
