@@ -1,5 +1,7 @@
 """Commands that read: one JSON document on stdout, people's text elsewhere."""
 
+import json
+
 import pytest
 
 
@@ -29,6 +31,14 @@ def test_show_tells_everything_about_a_stack(shared):
     layer = found["layers"][0]["layer"]
     assert shared("show", f"@{layer[7:19]}", "--json").done().json["kind"] == "layer"
     assert shared("show", "pico", "--json").done().json["kind"] == "base"
+
+
+def test_show_prints_the_rows_that_travel(shared):
+    lines = shared("show", "times", "--rehearsal").done().out.splitlines()
+    assert lines
+    for line in lines:
+        assert [m["role"] for m in json.loads(line)["messages"]] == ["user", "assistant"]
+    shared("show", "pico", "--rehearsal").refused("bare base")
 
 
 def test_base_list_and_show_agree(shared):

@@ -143,26 +143,6 @@ def test_samples_merge(old, new):
     assert merged == rehearsal.sample([*rows[0], *rows[1]], 8)
 
 
-@given(
-    st.lists(st.integers(1, 50), min_size=1, max_size=30),
-    st.lists(st.integers(1, 50), min_size=1, max_size=10),
-    st.floats(0.01, 0.8),
-)
-def test_old_rows_make_the_asked_share_of_the_tokens(own, old, share):
-    mixed = rehearsal.mixed([encoded(n) for n in own], [encoded(n) for n in old], share)
-    total = sum(map(len, mixed))
-    old_tokens = total - sum(own)
-    assert [len(r) for r in mixed[: len(own)]] == own
-    assert old_tokens >= share * total - 1e-6
-    assert old_tokens - max(old) < share / (1 - share) * sum(own)
-
-
-def test_nothing_is_mixed_in_without_old_rows_or_share():
-    own = (encoded(3),)
-    assert rehearsal.mixed(own, (), 0.5) == own
-    assert rehearsal.mixed(own, (encoded(2),), 0.0) == own
-
-
 def test_a_layer_carries_its_sample_and_the_next_one_trains_on_it(store, tmp_path):
     below = resolve(store, "second")
     old = rehearsal.of_layers(store, below.layers)

@@ -1,5 +1,6 @@
 """`lamina show`: everything that is known about a stack, layer or base."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -15,9 +16,20 @@ def register(app: typer.Typer) -> None:
 
 def show(
     what: Annotated[str, typer.Argument(metavar="STACK|LAYER|BASE", help="A name or @digest.")],
+    rehearsal: Annotated[
+        bool,
+        typer.Option(
+            "--rehearsal", help="The rows that travel with the layer, as JSONL, and nothing else."
+        ),
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Show a stack's base and layers: recipe, data, exams, results, cost, who made it."""
+    if rehearsal:
+        from lamina.flows.inventory import travelling_rows
+
+        sys.stdout.write(travelling_rows(environment.open_store(), what))
+        return
     from lamina.flows.inventory import describe, render
 
     found = describe(environment.open_store(), what)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lamina.core.digest import short
-from lamina.core.errors import UnknownNameError
+from lamina.core.errors import UnknownNameError, UsageError
 from lamina.core.manifests import (
     BASE_TYPE,
     CERTIFICATE_TYPE,
@@ -59,9 +59,24 @@ def inventory(store: Store) -> dict[str, Any]:
     return {"bases": bases, "stacks": stacks}
 
 
+def travelling_rows(store: Store, text: str) -> str:
+    """The rehearsal set of a layer, or of a stack's top layer: JSONL, '' where none travels.
+
+    Raises UnknownNameError, UsageError for a bare base.
+    """
+    from lamina.flows.rehearsal import FILE  # `list` and `log` start faster without
+    from lamina.stack.resolve import resolve
+
+    layers = resolve(store, text).layers
+    if not layers:
+        raise UsageError(f"{text} is a bare base: no rows travel with it", hint="see: lamina list")
+    found = layers[-1].manifest.blob(FILE)
+    return store.read(found.digest).decode() if found else ""
+
+
 def describe(store: Store, text: str) -> dict[str, Any]:
     """A base, layer or stack with everything recorded about it."""
-    from lamina.flows.bases import details  # `list` and `log` start faster without
+    from lamina.flows.bases import details
 
     reference = parse_reference(text)
     if isinstance(reference, Name) and reference.name not in store.names():

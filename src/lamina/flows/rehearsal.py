@@ -33,7 +33,6 @@ from lamina.lowrank.maths import LayerFactors
 from lamina.stack.compile import Compiled
 from lamina.stack.resolve import ResolvedLayer
 from lamina.store.layout import Store
-from lamina.tokens.mask import Encoded
 
 FILE = "rehearsal.jsonl"
 MOST_ROWS = 64
@@ -240,21 +239,3 @@ def of_layers(store: Store, layers: Sequence[ResolvedLayer]) -> tuple[Example, .
         if blob is not None
         for line in store.read(blob.digest).splitlines()
     )
-
-
-def mixed(own: Sequence[Encoded], old: Sequence[Encoded], share: float) -> tuple[Encoded, ...]:
-    """Own rows followed by as many old ones as make `share` of all tokens, over and over again.
-
-    Nothing is mixed in when there are no old rows or the share is 0.
-    """
-    if not old or share <= 0:
-        return tuple(own)
-    wanted = share / (1 - share) * sum(map(len, own))
-    rows = list(own)
-    taken = index = 0
-    while taken < wanted:
-        row = old[index % len(old)]
-        rows.append(row)
-        taken += len(row)
-        index += 1
-    return tuple(rows)
