@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-from lamina.core.digest import Digest
-from lamina.core.errors import DataError, LaminaError
-from lamina.core.manifests import LayerConfig
+from lamina.core.errors import DataError
 from lamina.data import seen
 from lamina.data.example import Example
 from lamina.data.provenance import content_digest
 from lamina.data.read import read
-from lamina.data.split import split
+from lamina.data.split import question_digest, split
 from lamina.flows import runs, seen_rows
+from lamina.flows.descent import older, trainings, version
 from lamina.stack.resolve import ResolvedLayer
 from lamina.store.layout import Store
 
@@ -40,28 +39,23 @@ def rows_of(store: Store, layer: ResolvedLayer) -> tuple[Example, ...] | None:
         found = read(sources, format=config.data.format, skip_bad=config.data.skipped > 0)
     except DataError:
         return None
-    older_version = version(store, older(config))
-    known = frozenset[bytes]()
-    if older_version is not None:
-        known = seen_rows.of_layer(store, older_version)
+    before = version(store, older(config))
+    known = frozenset[bytes]() if before is None else seen_rows.of_layer(store, before)
     new = [example for example in found.examples if seen.mark(example) not in known]
     rows = split(new, config.recipe.held_out, config.recipe.held_out_max).train
     return rows if content_digest(rows) == config.data.content else None
 
 
-def older(config: LayerConfig) -> Digest | None:
-    """The layer that a layer was updated from: the version before it, or what it branched off."""
-    if config.origin != "updated":
-        return None
-    return config.supersedes or (config.sources[0].layer if config.sources else None)
+def all_rows(store: Store, layer: ResolvedLayer) -> tuple[tuple[Example, ...], bool]:
+    """The rows at hand of all trainings of a layer, and whether they are all that it learned.
 
-
-def version(store: Store, layer: str | None) -> ResolvedLayer | None:
-    """A layer by digest, by itself; None where the store does not have it."""
-    if layer is None:
-        return None
-    try:
-        manifest = store.manifest(layer)
-        return ResolvedLayer(layer, 1.0, store.config(manifest, LayerConfig), manifest)
-    except LaminaError:
-        return None
+    A newer answer to a question replaces an older one.
+    """
+    layers, whole = trainings(store, layer)
+    found: dict[str, Example] = {}
+    for each in layers:
+        rows = rows_of(store, each)
+        whole = whole and rows is not None
+        for row in rows or ():
+            found.setdefault(question_digest(row.prompt, row.text), row)
+    return tuple(found.values()), whole

@@ -16,7 +16,7 @@ from lamina.data.example import Example
 from lamina.data.provenance import content_digest
 from lamina.data.read import read
 from lamina.data.split import split
-from lamina.flows import at_hand, rehearsal, runs, seen_rows, update
+from lamina.flows import at_hand, descent, rehearsal, runs, seen_rows, update
 from lamina.flows.learn import job_of, warm_start
 from lamina.flows.trained import layer_object
 from lamina.stack.compile import DTYPES, compile_stack
@@ -120,7 +120,7 @@ def reproduce(
         rehearsal_set=config.rehearsal or ("sample" if carried else "none"),
         layer_name=config.name,
         origin=config.origin,
-        start=at_hand.older(config),
+        start=descent.older(config),
         supersedes=config.supersedes,
         layer_sources=config.sources,
     )
@@ -159,7 +159,7 @@ def _parts(
     store: Store, layers: Sequence[ResolvedLayer], rows: Sequence[Example], recipe: Recipe
 ) -> update.Parts:
     """What the top layer learned from: as it was trained, or as its older version was updated."""
-    older = at_hand.version(store, at_hand.older(layers[-1].config))
+    older = descent.version(store, descent.older(layers[-1].config))
     if older is not None:
         return update.parts_of(store, (*layers[:-1], older), rows, recipe)
     sides = split(rows, recipe.held_out, recipe.held_out_max)

@@ -179,8 +179,11 @@ def parts_of(
     new = [row for row in rows if seen.mark(row) not in known]
     sides = split(new, recipe.held_out, recipe.held_out_max)
     asked = {question_digest(row.prompt, row.text) for row in new}
-    old = older_rows(store, layer)
     own = rehearsal.of_layers(store, [layer])
+    found, all_old = at_hand.all_rows(store, layer)
+    # what travels stands for the versions whose rows are not at hand
+    older = found if all_old else (*own, *found)
+    old = {question_digest(row.prompt, row.text): row for row in older}
     still = [row for row in own if question_digest(row.prompt, row.text) not in asked]
     exams, dropped = _exams(store, layer, new, sides.held_out, recipe)
     return Parts(
@@ -188,26 +191,15 @@ def parts_of(
         held_out=sides.held_out,
         rehearsal=(
             *rehearsal.of_layers(store, layers[:-1]),
-            *(r for r in (old or own) if question_digest(r.prompt, r.text) not in asked),
+            *(row for question, row in old.items() if question not in asked),
         ),
         travelling=tuple(still),
         exams=tuple(exams),
         seen=known,
-        all_old=bool(old),
+        all_old=all_old,
         known=len(rows) - len(new),
         replaced=dropped + len(own) - len(still),
     )
-
-
-def older_rows(store: Store, layer: ResolvedLayer) -> tuple[Example, ...]:
-    """All rows at hand that versions of a layer learned; a newer answer replaces an older one."""
-    found: dict[str, Example] = {}
-    each: ResolvedLayer | None = layer
-    while each is not None:
-        for row in at_hand.rows_of(store, each) or ():
-            found.setdefault(question_digest(row.prompt, row.text), row)
-        each = at_hand.version(store, at_hand.older(each.config))
-    return tuple(found.values())
 
 
 def _exams(

@@ -70,7 +70,8 @@ def directions(
     seed: int,
 ) -> dict[str, Tensor]:
     """name -> (I, K): see `main_directions`. Linears that read the same tensor share a basis."""
-    chosen = rows[:: max(1, len(rows) // MOST_ROWS)][:MOST_ROWS]
+    count = min(len(rows), MOST_ROWS)
+    chosen = [rows[place * len(rows) // count] for place in range(count)]  # of every layer beneath
     grams: dict[str, Tensor] = {}
     leader: dict[str, str] = {}
     for indices in plan_batches([len(row) for row in chosen], batch_tokens, seed=0, epoch=0):
