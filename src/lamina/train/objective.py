@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from lamina.bases.families import Head, backbone, head
 from lamina.tokens.batch import Batch
+from lamina.train.fused import FusedDecoder
 
 CHUNK_BYTES = 64 << 20
 """Largest float32 logits chunk."""
@@ -79,23 +80,28 @@ class SoftTargets:
     """float32."""
 
 
-def token_losses(model: nn.Module, batch: Batch, soft: SoftTargets | None = None) -> Tensor:
+def token_losses(
+    model: nn.Module | FusedDecoder, batch: Batch, soft: SoftTargets | None = None
+) -> Tensor:
     """(N,) float32: the negative log-likelihood, in nats, of each supervised token of the batch.
 
     With `soft`, the cross-entropy to those targets instead of to the batch's own.
     Rows are padded on the right; with causal attention no padding is ever attended to.
     """
-    device = next(model.parameters()).device
+    inner = model.model if isinstance(model, FusedDecoder) else model
+    device = next(inner.parameters()).device
     targets_NK = batch.targets[:, None] if soft is None else soft.ids_NK
     weights_NK = torch.ones(targets_NK.shape) if soft is None else soft.weights_NK
     losses: Tensor = _HeadLoss.apply(  # type: ignore[no-untyped-call]
-        predicting(model, batch), head(model), targets_NK.to(device), weights_NK.to(device)
+        predicting(model, batch), head(inner), targets_NK.to(device), weights_NK.to(device)
     )
     return losses
 
 
-def predicting(model: nn.Module, batch: Batch) -> Tensor:
+def predicting(model: nn.Module | FusedDecoder, batch: Batch) -> Tensor:
     """(N, H) the hidden states that predict the batch's targets."""
+    if isinstance(model, FusedDecoder):
+        return model.predicting(batch)
     device = next(model.parameters()).device
     hidden_BTH = backbone(model)(input_ids=batch.ids.to(device), use_cache=False).last_hidden_state
     chosen_NH: Tensor = hidden_BTH.flatten(0, 1).index_select(0, batch.positions.to(device))

@@ -1,0 +1,28 @@
+"""Which implementation of the kernels a model can use."""
+
+from types import ModuleType
+
+import torch
+
+from lamina.kernels import native, reference
+from lamina.kernels.build import Unavailable, library
+
+
+def chosen(
+    dtype: torch.dtype, device: torch.device, channels: tuple[int, ...], head_size: int
+) -> tuple[ModuleType, str]:
+    """The module whose functions to call, and why it is not the native one ('' where it is)."""
+    why = ""
+    if device.type != "cpu":
+        why = f"on {device.type}"
+    elif dtype != torch.bfloat16:
+        why = f"for {str(dtype).removeprefix('torch.')}"
+    elif head_size % (2 * native.LANES) or any(c % native.LANES for c in channels):
+        why = "for channels that are no multiple of 16, or heads of 32"
+    if why:
+        return reference, f"there are no native kernels {why}"
+    try:
+        library()
+    except Unavailable as error:
+        return reference, str(error)
+    return native, ""

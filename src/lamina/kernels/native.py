@@ -1,0 +1,109 @@
+"""`reference`'s functions in C++: bfloat16 on processors with AVX-512 BF16.
+
+Tensors must be contiguous where `cpu.cpp` does not take a stride.
+"""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from lamina.kernels.build import library
+from lamina.kernels.sizes import Heads, Places
+
+LANES = 16
+"""Channel counts must be multiples of it, and a head's size of twice as many."""
+
+
+def _at(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+_long = ctypes.c_long
+_float = ctypes.c_float
+
+
+def norm(x_NC: Tensor, weight_C: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """See `reference.norm`."""
+    y_NC, rstd_N = torch.empty_like(x_NC), torch.empty(len(x_NC))
+    n, c = x_NC.shape
+    library().norm_forward(
+        _at(x_NC), _at(weight_C), _at(y_NC), _at(rstd_N), _long(n), _long(c), _float(eps)
+    )
+    return y_NC, rstd_N
+
+
+def norm_backward(
+    x_NC: Tensor, weight_C: Tensor, rstd_N: Tensor, gy_NC: Tensor, gx_NC: Tensor
+) -> None:
+    """See `reference.norm_backward`."""
+    n, c = x_NC.shape
+    library().norm_backward(
+        _at(x_NC), _at(weight_C), _at(rstd_N), _at(gy_NC), _at(gx_NC), _long(n), _long(c)
+    )
+
+
+def swiglu(gu_NF: Tensor) -> Tensor:
+    """See `reference.swiglu`."""
+    n, f = len(gu_NF), gu_NF.shape[1] // 2
+    h_NF = gu_NF.new_empty(n, f)
+    library().swiglu_forward(_at(gu_NF), _at(h_NF), _long(n), _long(f))
+    return h_NF
+
+
+def swiglu_backward(gu_NF: Tensor, gh_NF: Tensor) -> None:
+    """See `reference.swiglu_backward`."""
+    n, f = gh_NF.shape
+    library().swiglu_backward(_at(gu_NF), _at(gh_NF), _long(n), _long(f))
+
+
+def rotate(qkv_NW: Tensor, places: Places, heads: Heads, *, back: bool = False) -> None:
+    """See `reference.rotate`."""
+    library().rotate(
+        _at(qkv_NW),
+        _long(qkv_NW.stride(0)),
+        _at(places.cos_NR),
+        _at(places.sin_NR),
+        _long(len(qkv_NW)),
+        _long(heads.queries + heads.keys),
+        _long(heads.size),
+        _float(-1.0 if back else 1.0),
+    )
+
+
+def attention(qkv_NW: Tensor, places: Places, heads: Heads) -> tuple[Tensor, Tensor]:
+    """See `reference.attention`."""
+    n = len(qkv_NW)
+    out_NC = qkv_NW.new_empty(n, heads.queries * heads.size)
+    lse_HN = torch.empty(heads.queries, n)
+    library().attention_forward(
+        *map(_at, _parts(qkv_NW, heads)), _at(out_NC), _at(lse_HN), *_sizes(qkv_NW, places, heads)
+    )
+    return out_NC, lse_HN
+
+
+def attention_backward(
+    qkv_NW: Tensor, out_NC: Tensor, lse_HN: Tensor, g_NC: Tensor, places: Places, heads: Heads
+) -> Tensor:
+    """See `reference.attention_backward`."""
+    grad_NW = torch.empty_like(qkv_NW)
+    part = torch.empty(2 * heads.queries * len(qkv_NW) * heads.size)
+    library().attention_backward(
+        *map(_at, _parts(qkv_NW, heads)),
+        *map(_at, (out_NC, lse_HN, g_NC)),
+        *map(_at, _parts(grad_NW, heads)),
+        _at(part),
+        *_sizes(qkv_NW, places, heads),
+    )
+    return grad_NW
+
+
+def _parts(qkv_NW: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
+    q, k = heads.queries * heads.size, heads.keys * heads.size
+    return qkv_NW, qkv_NW[:, q:], qkv_NW[:, q + k :]
+
+
+def _sizes(qkv_NW: Tensor, places: Places, heads: Heads) -> list[object]:
+    n, starts = len(qkv_NW), places.starts_S
+    sizes = (len(starts) - 1, n, heads.queries, heads.keys, heads.size, qkv_NW.stride(0))
+    return [_at(starts), *map(_long, sizes), _float(heads.scale)]

@@ -1,0 +1,256 @@
+"""The decoder as one forward and one backward a layer over packed rows, for training and scoring.
+
+What transformers' own modules do, with the products of linears that read one tensor made one, no
+padding, no sequence seeing another, and everything between the products in `lamina.kernels`. A
+layer keeps its input, queries/keys/values, attention, and the MLP's two products; the rest is
+computed again in the backward. Only for decoders of the plain kind (`why_not`); before it is used
+it is compared with the model's own forward.
+"""
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lamina.bases.families import backbone
+from lamina.kernels.choose import chosen
+from lamina.kernels.sizes import Heads, Places
+from lamina.lowrank.group import Group
+from lamina.tokens.batch import Batch
+
+FAMILIES = frozenset({"llama", "mistral", "qwen2"})
+"""Model types whose decoder layers are of the plain kind."""
+TOLERANCE = {torch.bfloat16: 3e-2, torch.float32: 1e-4, torch.float64: 1e-5}
+"""Largest relative difference to the model's own hidden states on the check's sequences; models
+take their norms in float32, whatever their dtype."""
+_PROBE = (3, 17)
+"""Lengths of the check's sequences."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """One decoder layer's parts."""
+
+    qkv: Group
+    out: Group
+    up: Group
+    """Gate and up."""
+    down: Group
+    norm_in: Tensor
+    norm_mid: Tensor
+    eps: float
+    heads: Heads
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        return self.qkv, self.out, self.up, self.down
+
+    @property
+    def trained(self) -> bool:
+        return any(group.trained for group in self.groups)
+
+
+class _Kept(NamedTuple):
+    """What a layer's backward needs of its forward."""
+
+    x: Tensor
+    rstd_in: Tensor
+    qkv: Tensor
+    attended: Tensor
+    lse: Tensor
+    mid: Tensor
+    rstd_mid: Tensor
+    gu: Tensor
+    us: tuple[Tensor | None, ...]
+
+
+def _forward(ops: ModuleType, layer: _Layer, x_NC: Tensor, places: Places) -> tuple[Tensor, _Kept]:
+    """x + attention(norm(x)), then + mlp(norm(that)). Mutates nothing that it is given."""
+    normed, rstd_in = ops.norm(x_NC, layer.norm_in, layer.eps)
+    qkv, u_qkv = layer.qkv.forward(normed)
+    ops.rotate(qkv, places, layer.heads)
+    attended, lse = ops.attention(qkv, places, layer.heads)
+    mid, u_out = layer.out.forward(attended, x_NC)
+    normed, rstd_mid = ops.norm(mid, layer.norm_mid, layer.eps)
+    gu, u_up = layer.up.forward(normed)
+    y_NC, u_down = layer.down.forward(ops.swiglu(gu), mid)
+    us = (u_qkv, u_out, u_up, u_down)
+    return y_NC, _Kept(x_NC, rstd_in, qkv, attended, lse, mid, rstd_mid, gu, us)
+
+
+def _backward(
+    ops: ModuleType, layer: _Layer, kept: _Kept, g_NC: Tensor, places: Places, *, need_dx: bool
+) -> Tensor | None:
+    """dL/dx from dL/dy, into g itself; factors' gradients are added to. Uses up `kept`."""
+    u_qkv, u_out, u_up, u_down = kept.us
+    gh = layer.down.backward(ops.swiglu(kept.gu), u_down, g_NC)
+    ops.swiglu_backward(kept.gu, gh)  # gu is its own gradient from here on
+    normed, _ = ops.norm(kept.mid, layer.norm_mid, layer.eps)
+    gn = layer.up.backward(normed, u_up, kept.gu)
+    ops.norm_backward(kept.mid, layer.norm_mid, kept.rstd_mid, gn, g_NC)
+    ga = layer.out.backward(kept.attended, u_out, g_NC)
+    gq = ops.attention_backward(kept.qkv, kept.attended, kept.lse, ga, places, layer.heads)
+    ops.rotate(gq, places, layer.heads, back=True)
+    normed, _ = ops.norm(kept.x, layer.norm_in, layer.eps)
+    gn = layer.qkv.backward(normed, u_qkv, gq, need_dx=need_dx)
+    if gn is None:
+        return None
+    ops.norm_backward(kept.x, layer.norm_in, kept.rstd_in, gn, g_NC)
+    return g_NC
+
+
+class _LayerFunction(torch.autograd.Function):
+    """One decoder layer. Gradients of factors go past autograd, straight into their `.grad`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_NC: Tensor, ops: ModuleType, layer: _Layer, places: Places, need_dx: bool
+    ) -> Tensor:
+        y_NC, kept = _forward(ops, layer, x_NC, places)
+        ctx.kept, ctx.given = kept, (ops, layer, places, need_dx)
+        return y_NC
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_NC: Tensor) -> tuple[Tensor | None, ...]:
+        ops, layer, places, need_dx = ctx.given
+        kept, ctx.kept = ctx.kept, None
+        gx = _backward(ops, layer, kept, g_NC.contiguous(), places, need_dx=need_dx)
+        return gx, None, None, None, None
+
+
+class FusedDecoder:
+    """A model's decoder, with whatever is attached to its linears, over packed rows."""
+
+    def __init__(self, model: nn.Module, ops: ModuleType, layers: tuple[_Layer, ...]) -> None:
+        self.model = model
+        self._ops, self._layers = ops, layers
+        self._inner: Any = backbone(model)
+        trained = [index for index, layer in enumerate(layers) if layer.trained]
+        self._first = min(trained, default=len(layers))
+
+    def predicting(self, batch: Batch) -> Tensor:
+        """(N, C) the hidden states that predict the batch's targets, in the model's dtype."""
+        ids_N, starts_S, positions = _packed(batch)
+        device = self._inner.embed_tokens.weight.device
+        return self._hidden(ids_N.to(device), starts_S, positions.to(device))
+
+    def _hidden(self, ids_N: Tensor, starts_S: Tensor, positions: Tensor) -> Tensor:
+        places = self._places(ids_N, starts_S)
+        frozen, trained = self._layers[: self._first], self._layers[self._first :]
+        with torch.no_grad():
+            x_NC: Tensor = self._inner.embed_tokens(ids_N)
+            for layer in frozen:
+                x_NC, _ = _forward(self._ops, layer, x_NC, places)
+            for layer in trained:
+                for group in layer.groups:
+                    group.load()
+        learning = bool(trained) and torch.is_grad_enabled()
+        if learning:
+            x_NC.requires_grad_()
+        for index, layer in enumerate(trained):
+            if learning:
+                x_NC = _LayerFunction.apply(  # type: ignore[no-untyped-call]
+                    x_NC, self._ops, layer, places, index > 0
+                )
+            else:
+                x_NC, _ = _forward(self._ops, layer, x_NC, places)
+        chosen_NC: Tensor = self._inner.norm(x_NC.index_select(0, positions))
+        return chosen_NC
+
+    def _places(self, ids_N: Tensor, starts_S: Tensor) -> Places:
+        """Each token's place in its own sequence, as the model's rotary embedding has it."""
+        lengths = starts_S.diff()
+        place_N = torch.arange(len(ids_N)) - starts_S[:-1].repeat_interleave(lengths)
+        dtype = self._inner.embed_tokens.weight.dtype
+        like = torch.empty(1, dtype=dtype, device=ids_N.device)
+        cos, sin = self._inner.rotary_emb(like, place_N[None].to(ids_N.device))
+        half = cos.shape[-1] // 2
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        return Places(starts_S, *(t[0, :, :half].to(wide).contiguous() for t in (cos, sin)))
+
+
+def _packed(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids (N,) without padding, where rows start (B + 1,), and positions among the N."""
+    width = batch.ids.shape[1]
+    real_BT = torch.arange(width)[None] < batch.lengths[:, None]
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), batch.lengths.cumsum(0)])
+    positions = (
+        batch.positions
+        + (starts[:-1] - torch.arange(len(batch.lengths)) * width)[batch.row_of_target]
+    )
+    return batch.ids[real_BT], starts, positions
+
+
+def fuse(model: nn.Module) -> tuple[FusedDecoder | None, str]:
+    """The fused decoder of a model as it stands, or None and why it cannot be had.
+
+    Linears that read one tensor get their weights side by side (the bytes stay the same). Where
+    the native kernels are missing, the second value says why, beside the decoder.
+    """
+    reason = why_not(model)
+    if reason:
+        return None, reason
+    inner: Any = backbone(model)
+    config: Any = model.config
+    heads = Heads(
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        inner.layers[0].self_attn.head_dim,
+        inner.layers[0].self_attn.scaling,
+    )
+    weight = inner.embed_tokens.weight
+    channels = (config.hidden_size, config.intermediate_size)
+    ops, missing = chosen(weight.dtype, weight.device, channels, heads.size)
+    decoder = FusedDecoder(model, ops, tuple(_layer(each, heads) for each in inner.layers))
+    difference = _difference(decoder)
+    if not difference <= TOLERANCE[weight.dtype]:
+        return None, f"its hidden states differ from the model's own by {difference:.1e}"
+    return decoder, missing
+
+
+def why_not(model: nn.Module) -> str:
+    """Why a model's decoder is not of the plain kind, '' where it is."""
+    config: Any = model.config
+    inner: Any = backbone(model)
+    if config.model_type not in FAMILIES:
+        return f"{config.model_type} decoders are not fused yet"
+    if inner.embed_tokens.weight.dtype not in TOLERANCE:
+        return f"no kernels for {inner.embed_tokens.weight.dtype}"
+    if config.hidden_act != "silu":
+        return f"its activation is {config.hidden_act}"
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        return "its attention looks back over a window only"
+    return ""
+
+
+def _layer(module: Any, heads: Heads) -> _Layer:
+    attention, mlp = module.self_attn, module.mlp
+    return _Layer(
+        qkv=Group([attention.q_proj, attention.k_proj, attention.v_proj]),
+        out=Group([attention.o_proj]),
+        up=Group([mlp.gate_proj, mlp.up_proj]),
+        down=Group([mlp.down_proj]),
+        norm_in=module.input_layernorm.weight.data,
+        norm_mid=module.post_attention_layernorm.weight.data,
+        eps=module.input_layernorm.variance_epsilon,
+        heads=heads,
+    )
+
+
+@torch.no_grad()
+def _difference(decoder: FusedDecoder) -> float:
+    """|h - h'| / |h| over short sequences: the decoder's hidden states and the model's own."""
+    inner: Any = backbone(decoder.model)
+    device = inner.embed_tokens.weight.device
+    vocabulary = inner.embed_tokens.weight.shape[0]
+    rows = [(torch.arange(n) * 7919 + n) % vocabulary for n in _PROBE]
+    own = torch.cat(
+        [inner(input_ids=r[None].to(device), use_cache=False).last_hidden_state[0] for r in rows]
+    )
+    starts = torch.tensor([0, *_PROBE]).cumsum(0)
+    ours = decoder._hidden(torch.cat(rows).to(device), starts, torch.arange(len(own)).to(device))
+    return float((ours.double() - own.double()).norm() / own.double().norm())

@@ -1,0 +1,161 @@
+"""The fused decoder against transformers' own forward and autograd."""
+
+import pytest
+import torch
+
+from lamina.bases import families
+from lamina.kernels import build
+from lamina.lowrank.attach import attached
+from lamina.lowrank.maths import Factors
+from lamina.tokens.batch import collate
+from lamina.train import fused
+from lamina.train.fused import fuse
+from lamina.train.objective import token_losses
+from tests.tolerance import TOLERANCE
+from tests.train.tiny import PAD, model, row, rows
+
+BATCH = collate(rows(5), PAD)
+FAMILIES = ("llama", "mistral", "qwen2")
+SOME = {
+    "all": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "queries": ("q_proj",),
+    "one of a group": ("v_proj", "up_proj"),
+    "down": ("down_proj",),
+}
+
+
+def plain(family, dtype, **config):
+    if family == "mistral":
+        config |= {"sliding_window": None}
+    return model(family, dtype, **config)
+
+
+def factors_for(linears, rank=3):
+    generator = torch.Generator().manual_seed(5)
+    return {
+        name: Factors(
+            torch.randn(rank, m.in_features, generator=generator) * m.in_features**-0.5,
+            torch.randn(m.out_features, rank, generator=generator) * 0.2,
+            0.7,
+        )
+        for name, m in linears.items()
+    }
+
+
+def losses_and_gradients(small, batch, targets, *, fuse_it):
+    linears = families.select(families.linears(small), targets)
+    with attached(small, factors_for(linears), linears) as attachment:
+        subject = small
+        if fuse_it:
+            subject, why = fuse(small)
+            assert subject is not None, why
+        losses = token_losses(subject, batch)
+        losses.mean().backward()
+        return losses.detach(), attachment.flat.grad.clone()
+
+
+@pytest.mark.parametrize("targets", SOME.values(), ids=SOME)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_and_gradients_are_those_of_the_models_own_forward(family, targets):
+    config = {"num_hidden_layers": 3}
+    ours, grad = losses_and_gradients(
+        plain(family, torch.float64, **config), BATCH, targets, fuse_it=True
+    )
+    theirs, expected = losses_and_gradients(
+        plain(family, torch.float64, **config), BATCH, targets, fuse_it=False
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)  # losses are float32
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-7)  # and so are gradients
+
+
+def test_only_upper_layers_trained():
+    targets = ("layers.2.mlp.down_proj", "layers.1.self_attn.k_proj")
+    made = [plain("llama", torch.float64, num_hidden_layers=3) for _ in range(2)]
+    ours, grad = losses_and_gradients(made[0], BATCH, targets, fuse_it=True)
+    theirs, expected = losses_and_gradients(made[1], BATCH, targets, fuse_it=False)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_rows_packed_together_do_not_see_each_other():
+    decoder, _ = fuse(plain("llama", torch.float32))
+    some = [row(n, seed=n) for n in (4, 9, 17)]
+    with torch.no_grad():
+        together = token_losses(decoder, collate(some, PAD))
+        alone = torch.cat([token_losses(decoder, collate([each], PAD)) for each in some])
+    torch.testing.assert_close(together, alone, **TOLERANCE[torch.float32])
+
+
+def test_gradients_add_up_over_batches():
+    small = plain("llama", torch.float32)
+    linears = families.linears(small)
+    with attached(small, factors_for(linears), linears) as attachment:
+        decoder, _ = fuse(small)
+        token_losses(decoder, BATCH).mean().backward()
+        once = attachment.flat.grad.clone()
+        token_losses(decoder, BATCH).mean().backward()
+        torch.testing.assert_close(attachment.flat.grad, 2 * once)
+
+
+def test_weights_are_the_models_own_still():
+    small = plain("llama", torch.float32)
+    before = {name: p.clone() for name, p in small.named_parameters()}
+    decoder, _ = fuse(small)
+    assert decoder is not None
+    for name, parameter in small.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+    group = decoder._layers[0].qkv
+    q = small.model.layers[0].self_attn.q_proj.weight
+    assert q.data_ptr() == group.weight_OI.data_ptr()  # no second copy
+
+
+def test_native_kernels_are_as_exact_as_the_models_own_forward():
+    """In bfloat16, beside float32: gradients are no further away than transformers' are."""
+    try:
+        build.library()
+    except build.Unavailable as error:
+        pytest.skip(str(error))
+    config = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4}
+    batch = collate([row(n, seed=n) for n in (5, 30, 70)], PAD)
+    targets = SOME["all"]
+    wide = {
+        name: value.float().to(torch.bfloat16).float()
+        for name, value in plain("llama", torch.float32, **config).state_dict().items()
+    }
+    exact = plain("llama", torch.float32, **config)
+    exact.load_state_dict(wide)
+    loss, grad = losses_and_gradients(exact, batch, targets, fuse_it=False)
+    distances = []
+    for fuse_it in (True, False):
+        small = plain("llama", torch.bfloat16, **config)
+        ours, found = losses_and_gradients(small, batch, targets, fuse_it=fuse_it)
+        distances.append(
+            [float((a - b).norm() / b.norm()) for a, b in ((ours, loss), (found, grad))]
+        )
+    (loss_ours, grad_ours), (loss_theirs, grad_theirs) = distances
+    assert loss_ours < 1.2 * loss_theirs + 1e-3
+    assert grad_ours < 1.2 * grad_theirs + 1e-3
+    assert grad_ours < 0.1
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "why"),
+    [
+        ("gemma3_text", {}, "not fused yet"),
+        ("qwen3", {}, "not fused yet"),
+        ("mistral", {"sliding_window": 4}, "window"),
+        ("llama", {"hidden_act": "gelu"}, "gelu"),
+    ],
+)
+def test_other_decoders_are_left_alone(family, config, why):
+    decoder, said = fuse(model(family, torch.float32, **config))
+    assert decoder is None
+    assert why in said
+
+
+def test_a_decoder_that_answers_otherwise_is_not_used(monkeypatch):
+    monkeypatch.setattr(fused, "FAMILIES", fused.FAMILIES | {"qwen3"})  # it has more norms
+    decoder, why = fuse(model("qwen3", torch.float32))
+    assert decoder is None
+    assert "differ" in why
