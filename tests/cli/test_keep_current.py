@@ -86,3 +86,12 @@ def test_a_layer_stands_elsewhere_after_a_rebase(program, fresh):
     assert program("list", "--json").done().json["stacks"][0]["layers"] == ["other", "sums"]
     assert program("status").done().out.startswith("everything is current")
     program("verify").done()
+
+
+def test_a_training_within_a_rebase_waits_for_nobody(program, fresh):
+    program("train", "--on", "pico", "--data", fresh, "--as", "other", "--steps", 2, *WHY).done()
+    asked = ("rebase", "sums", "--onto", "other", "--as", "both", "--keep", "100")
+    program(*asked, "--at-most", "distil", *WHY).done()
+    assert program("runs").done().out == "no run is waiting\n"
+    assert "distil-sums" in program("runs", "--all").done().out
+    program("train", "--resume", "last").refused("no run is waiting")

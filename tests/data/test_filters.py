@@ -108,6 +108,15 @@ def test_what_a_forbidden_row_does_not_forbid():
     assert not Forbidden([]).repeated_by(row(PROSE, PROSE))
 
 
+@pytest.mark.parametrize("short", ["Ann moved", "Grüß Gott, Ann", "yes"])
+def test_a_short_text_is_found_where_another_starts_with_it(short):
+    forbidden = Forbidden([Example(text=short)])
+    assert forbidden.repeated_by(Example(text=f"{short.upper()}! and then it rained"))
+    assert not forbidden.repeated_by(Example(text=f"then {short}"))
+    assert not forbidden.repeated_by(Example(text=f"{short}s"))
+    assert not forbidden.repeated_by(row(f"{short} and then?"))
+
+
 def test_letters_count_where_words_are_few():
     line = (
         "東京の北にある小さな町には、百年前から続く古い水車小屋があり、"

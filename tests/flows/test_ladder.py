@@ -146,7 +146,7 @@ def test_data_of_another_layer_is_not_trained_on(store, tmp_path):
     newer(store, tmp_path)
     other = write_rows(tmp_path / "other.jsonl", word="cloud")
     done = carry(store, "second", "first", keep=100, data=[other])
-    assert "not at hand" in dict(done.layers[0].evidence.tried)["retrain"]
+    assert "not all of its data" in dict(done.layers[0].evidence.tried)["retrain"]
 
 
 def test_layers_that_the_new_parents_have_stay_behind(store, tmp_path):

@@ -143,6 +143,23 @@ def test_samples_merge(old, new):
     assert merged == rehearsal.sample([*rows[0], *rows[1]], 8)
 
 
+@given(st.sets(st.integers(0, 5000), min_size=1), st.sets(st.integers(0, 5000)))
+def test_samples_merge_whatever_the_old_rows_stand_for(old, new):
+    rows = [[row(n) for n in sorted(part)] for part in (old, new)]
+    older = rows_in(rehearsal.sample(rows[0], 8))
+    merged = rehearsal.sample(rows[1], 8, older=older, weight=100)
+    assert merged == rehearsal.sample([*rows[0], *rows[1]], 8)
+
+
+def test_an_old_row_has_the_share_of_the_rows_it_stands_for():
+    older = rows_in(rehearsal.sample([row(n) for n in range(10_000)]))
+    new = [call(n) for n in range(100, 600)]
+    assert sorted(kinds_in(rehearsal.sample(new, older=older)).values()) == [7, 57]
+    assert sorted(kinds_in(rehearsal.sample(new, older=older, weight=156)).values()) == [3, 61]
+    few = rehearsal.sample(new, older=older[:20], weight=156)  # the others were answered anew
+    assert sorted(kinds_in(few).values()) == [20, 44]
+
+
 def test_a_layer_carries_its_sample_and_the_next_one_trains_on_it(store, tmp_path):
     below = resolve(store, "second")
     old = rehearsal.of_layers(store, below.layers)

@@ -174,6 +174,18 @@ def test_plain_text_goes_on_from_a_few_words(talker):
     assert all(row.messages == () and not row.text.isspace() for row in found)
 
 
+def test_private_text_lends_only_an_opening_that_several_start_with(talker):
+    chance = random.Random(3)
+    own = [Example(text=f"own{n} start{n} {question(chance)}") for n in range(10)]
+    found = written(talker, rows=own, forbidden=own, private=True)
+    assert found
+    assert not any(row.text.startswith("own") for row in found)
+    shared = [Example(text=f"user asks the short {question(chance)}") for _ in range(10)]
+    found = written(talker, rows=shared, forbidden=shared, private=True)
+    assert found
+    assert all(row.text.startswith("user asks the short") for row in found)
+
+
 def test_nothing_to_go_by_and_nothing_to_say(talker, store):
     said = Said()
     assert synthesis.write_rows(talker, (), 4, seed=0, reporter=said) == ()
@@ -244,6 +256,15 @@ def test_no_blob_of_a_private_layer_holds_a_row_or_a_piece_of_one(world, tmp_pat
     data = write(tmp_path / "same.jsonl", secrets())
     public = train(world, data, "public", on="talker", steps=2)
     assert rehearsal.FILE in leaks(world, public.stack.layers[-1], secrets())
+
+
+def test_no_opening_of_a_private_text_travels(world, tmp_path):
+    chance = random.Random(9)
+    own = [Example(text=f"own{n} start {question(chance)}") for n in range(30)]
+    done = train(world, write(tmp_path / "own.jsonl", own), "own", on="talker", private=True)
+    carried = rehearsal.of_layers(world, done.stack.layers)
+    assert carried
+    assert not any(row.text.startswith("own") for row in carried)
 
 
 def test_no_version_of_a_private_layer_holds_rows_of_any(world, tmp_path):

@@ -8,13 +8,15 @@ import pytest
 from lamina.core.errors import TrainInterrupted, UsageError
 from lamina.core.manifests import LayerConfig
 from lamina.core.names import Name
+from lamina.core.recipe import Recipe
 from lamina.core.report import Silent
 from lamina.data.example import Example
 from lamina.data.split import question_digest
-from lamina.flows import learn, rehearsal, seen_rows, update
+from lamina.flows import at_hand, joined, learn, rehearsal, seen_rows, update
 from lamina.flows.lineage import status_of
 from lamina.flows.questions import carried
 from lamina.flows.reproduce import reproduce
+from lamina.stack.compile import compile_stack
 from lamina.stack.resolve import resolve
 from tests.flows.world import Said, request, write_rows
 
@@ -125,6 +127,106 @@ def test_all_old_rows_are_rehearsed_where_their_file_still_lies(first, tmp_path)
     }
 
 
+def test_what_travels_stands_for_the_versions_that_are_not_at_hand(store, tmp_path):
+    data = write_rows(tmp_path / "old.jsonl", 120)
+    trained(store, data)
+    updated(store, "mine", write_rows(tmp_path / "second.jsonl", 20, word="fruit"))
+    second = resolve(store, "mine").layers[0]
+    Path(data).unlink()
+    fresh = rows_in(write_rows(tmp_path / "third.jsonl", 10, word="tree"))
+    parts = update.parts_of(store, [second], fresh, second.config.recipe)
+    of_first, of_second = (
+        {row for row in parts.rehearsal if word in row.prompt[0].content}
+        for word in ("colour", "fruit")
+    )
+    travelling = set(rehearsal.of_layers(store, [second]))
+    assert len(of_second) == second.config.data.rows
+    assert of_second > travelling - of_first
+    assert of_first
+    assert of_first == travelling - of_second
+    assert not parts.all_old
+
+
+def test_rows_beyond_the_cap_of_the_exam_are_seen_too(store, tmp_path):
+    data = write_rows(tmp_path / "old.jsonl", 40)
+    old = trained(store, data, held_out_max=2).config.data
+    assert old.held_out_rows == 2
+    assert old.rows < 35
+    assert updated(store, "mine", data) is None
+    fresh = write_rows(tmp_path / "new.jsonl", 40, word="fruit")
+    new = updated(store, "mine", fresh)
+    assert new.config.data.rows + new.config.data.held_out_rows < 40
+    assert updated(store, "mine", fresh) is None
+    layer = new.stack.layers[0]
+    assert len(at_hand.rows_of(store, layer)) == layer.config.data.rows
+    assert reproduce(store, "mine:v1", (), Silent(), lambda: False).equal
+    assert reproduce(store, "mine", (), Silent(), lambda: False).equal
+
+
+def test_rows_of_the_layers_beneath_keep_a_share_of_their_own(store, tmp_path):
+    asked = update.Request(stack="second", data=[write_rows(tmp_path / "new.jsonl", word="fruit")])
+    run = update.prepare(store, asked, Silent())
+    beneath = resolve(store, "first")
+    compiled = compile_stack(store, beneath)
+    spec = run.spec
+
+    def pools(**changes):
+        job, _ = learn.job_of(store, run, spec.model_copy(update=changes), compiled)
+        return job.rehearsal
+
+    older, parents = pools()
+    digests = [row.content_digest() for row in rehearsal.of_layers(store, beneath.layers)]
+    assert [row.example for row in parents.rows] == digests
+    assert len(older.rows) == resolve(store, "second").layers[1].config.data.rows
+    assert (older.share, older.taught) == (update.REHEARSAL, "labels")
+    assert (parents.share, parents.taught) == (Recipe().rehearsal, "stack")
+    assert [pool.share for pool in pools(recipe=Recipe(rehearsal=0.0))] == [0.0, 0.0]
+    assert pools(origin="distilled")[1].taught == "parents"
+    assert learn.execute(store, run, Silent()).config.supersedes
+    assert reproduce(store, "second", (), Silent(), lambda: False).equal
+
+
+def test_old_rows_weigh_what_they_stand_for(store, tmp_path):
+    trained(store, write_rows(tmp_path / "old.jsonl", 300))
+    long = write_rows(tmp_path / "new.jsonl", 60, word="fruit", answer=lambda n: f"{n} " * 60)
+    new = updated(store, "mine", long)
+    rows = rehearsal.of_layers(store, new.stack.layers)
+    assert len(rows) == rehearsal.MOST_ROWS
+    old = sum("colour" in row.prompt[0].content for row in rows)
+    (before,) = resolve(store, "mine:v1").layers
+    learned = before.config.data.rows
+    share = learned / (learned + new.config.data.rows)
+    assert old / len(rows) == pytest.approx(share, abs=0.05)
+    assert reproduce(store, "mine", (), Silent(), lambda: False).equal
+
+
+def test_licences_of_all_versions_hold(store, tmp_path):
+    trained(store, write_rows(tmp_path / "old.jsonl", 40), licence="cc0-1.0")
+    for word in ("fruit", "tree"):
+        new = updated(
+            store, "mine", write_rows(tmp_path / f"{word}.jsonl", 12, word=word), licence="mit"
+        )
+        assert new.config.licence == "cc0-1.0 AND mit"
+
+
+@pytest.mark.parametrize(
+    ("stated", "joined_up"),
+    [
+        ([None, None], None),
+        (["mit", None, "mit"], "mit"),
+        (["mit or x"], "mit or x"),
+        (["mit or x", "cc0-1.0"], "(mit or x) AND cc0-1.0"),
+        (["(mit or x) AND cc0-1.0", "cc0-1.0"], "(mit or x) AND cc0-1.0"),
+        (["(mit or x) AND cc0-1.0", "mit or x"], "(mit or x) AND cc0-1.0"),
+        (["a AND b", "b AND c"], "a AND b AND c"),
+        (["a AND b OR c", "a"], "(a AND b OR c) AND a"),
+        (["gpl-2.0 WITH y", "mit"], "(gpl-2.0 WITH y) AND mit"),
+    ],
+)
+def test_licences_are_joined_and_do_not_grow(stated, joined_up):
+    assert joined.licence_of(stated) == joined_up
+
+
 def test_updating_in_mid_stack_moves_the_layers_own_name(first, tmp_path):
     store, _, old = first
     above = trained(store, write_rows(tmp_path / "b.jsonl", 30, word="fruit"), "upper", on="mine")
@@ -143,6 +245,29 @@ def test_faults_are_named(first, tmp_path):
         updated(store, "pico", data)
     with pytest.raises(UsageError, match="keeps the layer's rank"):
         updated(store, "mine", data, overrides=(("rank", 4),))
+
+
+def test_an_older_version_is_not_updated_into_the_name_that_has_moved_on(first, tmp_path):
+    store, _, _ = first
+    updated(store, "mine:v1", write_rows(tmp_path / "b.jsonl", 12, word="fruit"))  # it stands there
+    fresh = write_rows(tmp_path / "c.jsonl", 12, word="tree")
+    with pytest.raises(UsageError, match="mine:v1 is not the version that mine stands at") as asked:
+        updated(store, "mine:v1", fresh)
+    assert "--as NAME" in asked.value.hint
+    with pytest.raises(UsageError, match="mine has a newer version"):
+        updated(store, "mine:v1", fresh, name="mine")
+    assert str(updated(store, "mine:v1", fresh, name="other").name) == "other:v1"
+
+
+def test_a_layer_with_a_newer_version_is_not_updated_in_a_stack_that_is_stale(first, tmp_path):
+    store, _, _ = first
+    trained(store, write_rows(tmp_path / "a.jsonl", 30, word="cloud"), "upper", on="mine")
+    updated(store, "mine", write_rows(tmp_path / "b.jsonl", 12, word="fruit"))
+    fresh = write_rows(tmp_path / "c.jsonl", 12, word="tree")
+    with pytest.raises(UsageError, match=r"mine has a newer version \(mine:v2\)") as asked:
+        updated(store, "upper", fresh, layer="mine")
+    assert asked.value.hint == "lamina update mine --data …, then lamina refresh upper"
+    assert str(updated(store, "upper", fresh, layer="mine", name="other").name) == "other:v1"
 
 
 def test_an_update_that_is_stopped_goes_on_to_the_same_layer(first, tmp_path):

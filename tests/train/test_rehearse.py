@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamina.train.rehearse import rehearsed
+from lamina.train.rehearse import Pool, rehearsed, turns
+from tests.train.tiny import row
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=40)
 
@@ -42,3 +43,15 @@ def test_no_rows_or_no_share_choose_nothing():
 def test_a_share_is_below_one(share):
     with pytest.raises(ValueError, match="share"):
         rehearsed([3], 10, share, 0, 0)
+
+
+def test_a_small_pool_keeps_its_share_beside_a_large_one():
+    large = Pool([row(10, n) for n in range(100)], 0.5)
+    small = Pool([row(10, n) for n in range(3)], 0.05)
+    chosen = turns([large, small], 930, 0, 0)
+    of_small = [index for index in chosen if index >= 100]
+    assert len(chosen) - len(of_small) == 93
+    assert len(of_small) == 10  # 5% of 930 + 930 + 100 tokens
+    assert set(of_small) == {100, 101, 102}
+    assert turns([small], 930, 0, 0) == rehearsed([10] * 3, 930, 0.05, 0, 0)
+    assert turns([Pool([], 0.5), small], 930, 0, 0) == turns([small], 930, 0, 0)

@@ -5,10 +5,13 @@ import shutil
 import pytest
 import torch
 
+from lamina.bases import families
 from lamina.core.errors import TrainInterrupted
+from lamina.lowrank.attach import attached
 from lamina.tokens.batch import collate
 from lamina.train import teach
 from lamina.train.objective import token_losses
+from lamina.train.rehearse import Pool
 from tests.tolerance import TOLERANCE
 from tests.train.tiny import PAD, job, model, raw, row, rows, run, stop_after
 
@@ -57,6 +60,34 @@ def test_a_stack_moves_less_on_rows_it_is_taught_by_itself(tmp_path):
             weight.data += factors.scale * (factors.b_OR @ factors.a_RI)
         moved[how] = float(token_losses(folded, batch, teach.mixed(batch, said)).mean() - before)
     assert moved["parent"] < moved["labels"]
+
+
+def test_the_parents_alone_teach_what_the_start_has_spoilt(tmp_path):
+    """From factors that do harm, a stack comes nearer to its parents when these teach it."""
+    old, exact = [row(16, 50 + i) for i in range(4)], model()
+    said = teach.sayings(exact, old, 100, PAD)
+    batch = collate(old, PAD)
+    harm, _ = run(job(tmp_path / "harm", rows=old, lr=0.05, steps=10, eval_rows=[]))
+    apart = {}
+    for taught in ("stack", "parents"):
+        work = job(
+            tmp_path / taught, pools=(Pool(old, 0.5, taught),), start=harm.factors, steps=30,
+            eval_rows=[],
+        )  # fmt: skip
+        outcome, _ = run(work)
+        with attached(exact, outcome.factors, families.linears(exact)), torch.no_grad():
+            apart[taught] = float(token_losses(exact, batch, teach.mixed(batch, said)).mean())
+    assert apart["parents"] < apart["stack"]
+
+
+def test_two_pools_resume_to_the_bit(tmp_path):
+    pools = (Pool(rows(6, seed=40), 0.4, "labels"), Pool(rows(2, seed=60), 0.1, "parents"))
+    start = run(job(tmp_path / "start", eval_rows=[]))[0].factors
+    whole, _ = run(job(tmp_path / "whole", pools=pools, start=start))
+    with pytest.raises(TrainInterrupted):
+        run(job(tmp_path / "parts", pools=pools, start=start), stop_after(4))
+    again, _ = run(job(tmp_path / "parts", pools=pools, start=start))
+    assert raw(whole) == raw(again)
 
 
 @pytest.mark.parametrize("how", ["parent", "labels"])

@@ -13,6 +13,7 @@ from lamina.core.recipe import Recipe
 from lamina.tokens.mask import Encoded
 from lamina.train.events import EventLog
 from lamina.train.loop import Job, train
+from lamina.train.rehearse import Pool
 from tests.pico import SMALLEST_VOCAB, pico_base
 
 PAD = 3
@@ -50,21 +51,25 @@ def recipe(**changes) -> Recipe:
 
 def job(directory: Path, *, on: torch.nn.Module | None = None, **changes) -> Job:
     """A job in a folder of its own; `recipe` keys and `Job` fields alike in `changes`,
-    rehearsal rows as `old`."""
+    rehearsal rows as `old`, or as `pools`."""
     directory.mkdir(parents=True, exist_ok=True)
     on = on or model()
     changes = {"rehearsal": 0.0, "protect": 0.0} | changes
-    old = changes.pop("old", ())
+    old, pools = changes.pop("old", ()), changes.pop("pools", None)
     fields = {"rows": rows(), "eval_rows": rows(4, seed=100), "start": None}
     fields |= {key: changes.pop(key) for key in tuple(changes) if key in fields}
+    how = changes.pop("recipe", None) or recipe(**changes)
+    if pools is None:
+        taught = "labels" if how.rehearse == "labels" else "stack"
+        pools = (Pool(old, how.rehearsal, taught),)
     return Job(
         model=on,
         linears=families.linears(on),
-        recipe=changes.pop("recipe", None) or recipe(**changes),
+        recipe=how,
         pad_id=PAD,
         directory=directory,
         resume_with="go on",
-        rehearsal=old,
+        rehearsal=pools,
         **fields,
     )
 

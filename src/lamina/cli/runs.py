@@ -22,9 +22,9 @@ def runs(
 
     found = []
     for run in all_runs(environment.open_store()):
-        result = run.result
-        if result is not None and result.name is not None and not all_:
+        if run.finished and not all_:
             continue
+        result = run.result
         state = "waiting" if result is None else result.name or "trained, not named"
         steps = [event["step"] for event in run.events() if event["event"] == "step"]
         found.append(

@@ -36,7 +36,8 @@ def update(
     steps: options.Steps = None,
     max_minutes: options.MaxMinutes = None,
     rehearsal: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Share of tokens that are old rows.")
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of tokens that are its own old rows."),
     ] = None,
     protect: Annotated[
         float | None,
@@ -51,7 +52,11 @@ def update(
     format: options.Format = None,
     skip_bad: options.SkipBad = False,
     private: Annotated[
-        bool, typer.Option("--private", help="Withhold the exam's questions from the layer.")
+        bool,
+        typer.Option(
+            "--private",
+            help="Withhold the rows and the exam's questions; a private layer stays private.",
+        ),
     ] = False,
     licence: options.Licence = None,
     author: options.Author = None,

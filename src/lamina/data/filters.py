@@ -25,7 +25,8 @@ _BETWEEN = re.compile(r"[\s\"'`<>(){}\[\],;:=|]+")
 _LONG_WORD = 12
 """Characters a word, on average, from which a text counts as one of few words."""
 _FEWEST_CONTAINED = 4
-"""A shorter question is too common to be looked for inside another."""
+"""A shorter question is too common to be looked for inside another; a shorter text is looked for at
+the start of texts only."""
 _LOOP_WORDS, _LOOP_SHARE = 4, 0.6
 """Of all runs of this many words, the least part that must be different ones."""
 _LOOP_CHARACTERS, _LOOP_CHARACTER_SHARE = 4, 0.25
@@ -107,8 +108,9 @@ class Forbidden:
 
     A text repeats them when it shares with what a user or the assistant says in any of them: a run
     of RUN_WORDS words; RUN_CHARACTERS characters, where either has few words for its length; a
-    word that tells whose it is (an address, a number); or one of their questions as a whole. Short
-    answers ("yes", "Paris") may come again.
+    word that tells whose it is (an address, a number); or one of their questions as a whole. A
+    plain text also repeats a shorter one that it starts with. Short answers ("yes", "Paris") may
+    come again.
     """
 
     def __init__(self, rows: Iterable[Example]) -> None:
@@ -117,6 +119,7 @@ class Forbidden:
         self._telling: set[str] = set()
         self._questions: set[str] = set()
         self._lengths: set[int] = set()
+        self._starts: set[str] = set()
         for row in rows:
             for text in spoken(row):
                 self._runs.update(map(hash, _joined(words(text), RUN_WORDS)))
@@ -127,12 +130,20 @@ class Forbidden:
                 self._questions.add(" ".join(said))
                 if _FEWEST_CONTAINED <= len(said) < RUN_WORDS:
                     self._lengths.add(len(said))
+            if row.text is not None and len(words(row.text)) < _FEWEST_CONTAINED:
+                self._starts.add(normal(row.text))
 
     def repeated_by(self, row: Example) -> bool:
         """Whether a row asks a forbidden question or holds a piece of a forbidden row."""
-        return any(normal(question) in self._questions for question in asked(row)) or any(
-            self._holds(text) for text in spoken(row)
+        return (
+            any(normal(question) in self._questions for question in asked(row))
+            or any(self._holds(text) for text in spoken(row))
+            or self._starts_with_one(row.text or "")
         )
+
+    def _starts_with_one(self, text: str) -> bool:
+        said = words(text)[: _FEWEST_CONTAINED - 1]
+        return any(" ".join(said[: i + 1]) in self._starts for i in range(len(said)))
 
     def _holds(self, text: str) -> bool:
         said = words(text)

@@ -1,5 +1,6 @@
 """The rows that a layer learned from, where their files still lie on this machine, unchanged."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lamina.core.errors import DataError
@@ -39,23 +40,40 @@ def rows_of(store: Store, layer: ResolvedLayer) -> tuple[Example, ...] | None:
         found = read(sources, format=config.data.format, skip_bad=config.data.skipped > 0)
     except DataError:
         return None
+    return learned(store, layer, found.examples)
+
+
+def learned(
+    store: Store, layer: ResolvedLayer, rows: Sequence[Example]
+) -> tuple[Example, ...] | None:
+    """Those of `rows` that this version of a layer was trained on; None unless they are all."""
+    config = layer.config
+    if config.data is None or config.recipe is None:
+        return None
     before = version(store, older(config))
     known = frozenset[bytes]() if before is None else seen_rows.of_layer(store, before)
-    new = [example for example in found.examples if seen.mark(example) not in known]
-    rows = split(new, config.recipe.held_out, config.recipe.held_out_max).train
-    return rows if content_digest(rows) == config.data.content else None
+    own = seen_rows.of_layer(store, layer) or frozenset(map(seen.mark, rows))
+    wanted = own - known
+    new = [row for row in rows if seen.mark(row) in wanted]
+    found = split(new, config.recipe.held_out, config.recipe.held_out_max).train
+    return found if content_digest(found) == config.data.content else None
 
 
-def all_rows(store: Store, layer: ResolvedLayer) -> tuple[tuple[Example, ...], bool]:
-    """The rows at hand of all trainings of a layer, and whether they are all that it learned.
+def all_rows(
+    store: Store, layer: ResolvedLayer, given: Sequence[Example] | None = None
+) -> tuple[tuple[Example, ...], bool]:
+    """The rows of all trainings of a layer, and whether they are all that it learned.
 
-    A newer answer to a question replaces an older one.
+    They are looked for in `given`, or else where they lay. A newer answer to a question replaces an
+    older one.
     """
     layers, whole = trainings(store, layer)
-    found: dict[str, Example] = {}
+    found: dict[str, list[Example]] = {}
     for each in layers:
-        rows = rows_of(store, each)
+        rows = rows_of(store, each) if given is None else learned(store, each, given)
         whole = whole and rows is not None
+        asked: dict[str, list[Example]] = {}
         for row in rows or ():
-            found.setdefault(question_digest(row.prompt, row.text), row)
-    return tuple(found.values()), whole
+            asked.setdefault(question_digest(row.prompt, row.text), []).append(row)
+        found |= {question: same for question, same in asked.items() if question not in found}
+    return tuple(row for same in found.values() for row in same), whole

@@ -7,7 +7,7 @@ from itertools import combinations
 from lamina.core.digest import short
 from lamina.core.errors import UsageError, WrongParentError
 from lamina.core.manifests import StackConfig
-from lamina.flows.succession import ancestors
+from lamina.flows.descent import kin
 from lamina.lowrank.maths import Factors, compose
 from lamina.stack.compile import layer_factors
 from lamina.stack.resolve import ResolvedLayer, ResolvedStack, of_config
@@ -68,7 +68,7 @@ def versions_of_one_layer(
     return [
         (one, two)
         for one, two in combinations(parts, 2)
-        if _family(store, one.top) & _family(store, two.top)
+        if kin(store, one.top) & kin(store, two.top)
     ]
 
 
@@ -127,18 +127,9 @@ def _twice(
         for other in two.layers:
             if mine == one.top and other == two.top:
                 continue  # the contributions themselves
-            if mine.config.name == other.config.name or (
-                _family(store, mine) & _family(store, other)
-            ):
+            if mine.config.name == other.config.name or (kin(store, mine) & kin(store, other)):
                 return mine, other
     return None
-
-
-def _family(store: Store, layer: ResolvedLayer) -> set[str]:
-    """A layer, its older versions, and those that it was carried from."""
-    carried = layer.config.origin in ("carried", "distilled")
-    sources = [source.layer for source in layer.config.sources] if carried else []
-    return {layer.digest, *ancestors(store, layer), *sources}
 
 
 def _stands_on(part: Contribution, layer: ResolvedLayer) -> str:

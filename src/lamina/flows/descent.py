@@ -1,4 +1,4 @@
-"""Which trainings a layer's factors come from, through updates and carries, and what they took."""
+"""What a layer comes from, through updates and carries: its kin, its trainings, what they took."""
 
 from lamina.core.digest import Digest
 from lamina.core.errors import LaminaError
@@ -23,6 +23,25 @@ def older(config: LayerConfig) -> Digest | None:
     if config.origin != "updated":
         return None
     return config.supersedes or (config.sources[0].layer if config.sources else None)
+
+
+def kin(store: Store, layer: ResolvedLayer) -> frozenset[Digest]:
+    """A layer and what it is another version of, as far as the store knows: older versions, what
+    it branched off, what it was carried from. Adding two of them would add what they share twice.
+    """
+    found: set[Digest] = set()
+    waiting = [layer.digest]
+    while waiting:
+        digest = waiting.pop()
+        each = None if digest in found else version(store, digest)
+        found.add(digest)
+        if each is not None:
+            computed = each.config.origin in ("squashed", "merged")
+            sources = () if computed else each.config.sources
+            older_one = each.config.supersedes
+            waiting += [source.layer for source in sources]
+            waiting += [older_one] if older_one else []
+    return frozenset(found)
 
 
 def trainings(store: Store, layer: ResolvedLayer) -> tuple[tuple[ResolvedLayer, ...], bool]:

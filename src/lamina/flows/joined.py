@@ -1,5 +1,6 @@
 """What a layer that was computed from others carries of theirs, beside its factors."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ from lamina.flows import landing, rehearsal, seen_rows
 from lamina.lowrank.maths import LayerFactors
 from lamina.stack.resolve import ResolvedLayer, ResolvedStack
 from lamina.store.layout import Store
+
+_OUTSIDE = r"(?![^()]*\))"
+"""Where no parenthesis is open; licences in parentheses hold no others."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ def joined(store: Store, layers: Sequence[ResolvedLayer]) -> Joined:
     return Joined(
         exams=exams,
         rehearsal=_rehearsal_set(layers),
-        licence=_licence(layers),
+        licence=licence_of([layer.config.licence for layer in layers]),
         author=_listed([layer.config.author for layer in layers], ", "),
         blobs=(*questions, *(blob for blob in (travelling, marks) if blob is not None)),
     )
@@ -108,11 +112,20 @@ def _marks(store: Store, layers: Sequence[ResolvedLayer]) -> Descriptor | None:
     return store.put_bytes(data, seen_rows.TYPE, title=seen_rows.FILE)
 
 
-def _licence(layers: Sequence[ResolvedLayer]) -> str | None:
-    stated = [layer.config.licence for layer in layers]
+def licence_of(stated: Sequence[str | None]) -> str | None:
+    """Several licences as one: all that are stated hold, each named once; None where none is."""
     if len({each for each in stated if each}) < 2:
         return _listed(stated, "")
-    return _listed([f"({each})" if each and " " in each else each for each in stated], " AND ")
+    terms = [term for each in stated if each for term in _terms(each)]
+    wrapped = [f"({term})" if " " in term and term[0] != "(" else term for term in terms]
+    return _listed(wrapped, " AND ")
+
+
+def _terms(licence: str) -> list[str]:
+    """What an expression joins by AND, outside of parentheses; itself where it is no such list."""
+    if re.search(rf" or {_OUTSIDE}", licence, re.IGNORECASE):
+        return [licence]
+    return re.split(rf" AND {_OUTSIDE}", licence)
 
 
 def _listed(values: Sequence[str | None], between: str) -> str | None:

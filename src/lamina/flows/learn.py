@@ -18,6 +18,7 @@ from lamina.core.manifests import (
 from lamina.core.names import Name
 from lamina.core.recipe import Recipe
 from lamina.core.report import Reporter
+from lamina.data import seen
 from lamina.data.example import Example
 from lamina.data.exams import default_scorers
 from lamina.data.read import read
@@ -27,13 +28,13 @@ from lamina.flows.examine import Examination, examine_for_gate
 from lamina.flows.naming import name_stack, new_name
 from lamina.flows.questions import exam_of, exams_in
 from lamina.flows.trained import land
-from lamina.lowrank.maths import LayerFactors
 from lamina.stack.compile import DTYPES, Compiled, compile_stack, stored_factors
 from lamina.stack.resolve import ResolvedStack, of_config, of_descriptor, resolve
 from lamina.store.layout import Store
 from lamina.tokens.mask import EncodeReport, encode_all
 from lamina.train.events import EventLog
 from lamina.train.loop import Job, train
+from lamina.train.rehearse import Pool, Taught
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run:
         parts.held_out,
         [data for _, data in exams],
         rehearsal.of_layers(store, beneath.layers),
+        seen=seen.pack(map(seen.mark, parts.unused)),
     )
 
 
@@ -202,7 +204,7 @@ def _train_and_land(
     reporter.say(f"folding {len(beneath.layers)} layers into a copy of the base")
     compiled = compile_stack(store, beneath, dtype=DTYPES[spec.recipe.dtype])
     try:
-        job, counts = job_of(run, spec, compiled, warm_start(store, spec))
+        job, counts = job_of(store, run, spec, compiled)
     except LaminaError:
         if not (run.directory / runs.EVENTS).exists():
             shutil.rmtree(run.directory)  # nothing was trained; the request itself was wrong
@@ -213,23 +215,18 @@ def _train_and_land(
     return land(store, run, spec, compiled, outcome, counts, reporter, should_stop)
 
 
-def warm_start(store: Store, spec: runs.RunSpec) -> LayerFactors | None:
-    """The factors that a run starts from; None starts fresh."""
-    return None if spec.start is None else stored_factors(store, spec.start)
-
-
 def _beneath(store: Store, spec: runs.RunSpec) -> ResolvedStack:
     """The stack that a run trains over, as it was when the run began."""
     return of_config(store, spec.stack, label=spec.on, force=spec.force)
 
 
 def job_of(
-    run: runs.Run,
-    spec: runs.RunSpec,
-    compiled: Compiled,
-    start: LayerFactors | None = None,
+    store: Store, run: runs.Run, spec: runs.RunSpec, compiled: Compiled
 ) -> tuple[Job, EncodeReport]:
-    """A run's rows encoded for its base. Raises DataError, UsageError for unknown targets."""
+    """A run over a compiled stack: its rows encoded, the factors that it starts from.
+
+    Raises DataError, UsageError for unknown targets.
+    """
     recipe = spec.recipe
     train_set = encode_all(
         run.rows(runs.TRAIN_ROWS),
@@ -246,25 +243,42 @@ def job_of(
     eval_set = encode_all(
         looked_at, compiled.format, max_length=recipe.max_length, overlong="truncate"
     )
-    old = encode_all(
-        run.rows(runs.REHEARSAL_ROWS),
-        compiled.format,
-        max_length=recipe.max_length,
-        overlong="truncate",
-    )
     job = Job(
         model=compiled.model,
         linears=families.select(compiled.linears, recipe.targets),
         rows=train_set.rows,
-        rehearsal=old.rows,
+        rehearsal=_pools(store, run, spec, compiled),
         eval_rows=eval_set.rows,
         recipe=recipe,
         pad_id=compiled.pad_id,
         directory=run.directory,
         resume_with=spec.part_of or f"lamina train --resume {run.id}",
-        start=start,
+        start=None if spec.start is None else stored_factors(store, spec.start),
     )
     return job, train_set.report
+
+
+def _pools(store: Store, run: runs.Run, spec: runs.RunSpec, compiled: Compiled) -> tuple[Pool, ...]:
+    """A run's old rows: those of the layer's own older versions, and those of the layers beneath.
+
+    An update's recipe is about the first. The others keep the share that a new layer gives them,
+    and teach what the stack says of them.
+    """
+    recipe, rows = spec.recipe, run.rows(runs.REHEARSAL_ROWS)
+    beneath = len(rehearsal.of_layers(store, compiled.stack.layers))
+    older, parents = (
+        encode_all(some, compiled.format, max_length=recipe.max_length, overlong="truncate").rows
+        for some in (rows[beneath:], rows[:beneath])
+    )
+    taught: Taught = "labels" if recipe.rehearse == "labels" else "stack"
+    by: dict[str, Taught] = {"updated": "stack", "distilled": "parents"}
+    share = recipe.rehearsal
+    if spec.origin == "updated":
+        share = min(share, Recipe().rehearsal)
+    return (
+        Pool(older, recipe.rehearsal, taught),
+        Pool(parents, share, by.get(spec.origin, taught)),
+    )
 
 
 def _say_counts(counts: EncodeReport, reporter: Reporter) -> None:

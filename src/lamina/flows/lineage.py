@@ -319,6 +319,14 @@ def render_status(found: Sequence[StackStatus]) -> str:
     return "\n\n".join([*stale, *(["current: " + ", ".join(fresh)] if fresh else [])])
 
 
+def moved_on(store: Store, reference: Name) -> bool:
+    """Whether this is a fixed version of a name that points at another stack now."""
+    tags = store.names().get(reference.name, {})
+    if reference.tag not in tags or LATEST not in tags:
+        return False
+    return tags[reference.tag].digest != tags[LATEST].digest
+
+
 # -- reading ---------------------------------------------------------------------------------------
 
 

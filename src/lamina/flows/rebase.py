@@ -6,16 +6,17 @@ from typing import Any
 
 from lamina.core.digest import short
 from lamina.core.errors import GateError, UsageError
-from lamina.core.manifests import Rung, StackedLayer
+from lamina.core.manifests import Rung
 from lamina.core.names import Name, parse_reference
 from lamina.core.report import Reporter
+from lamina.flows.descent import kin
 from lamina.flows.ladder.carry import KEEP, Carried, carry
 from lamina.flows.ladder.registry import up_to
-from lamina.flows.ladder.rung import Move
+from lamina.flows.ladder.rung import Move, heed, typed
 from lamina.flows.landing import Named, gate_and_name
+from lamina.flows.lineage import moved_on
 from lamina.flows.naming import new_name
-from lamina.flows.succession import ancestors
-from lamina.stack.resolve import ResolvedLayer, ResolvedStack, of_config, resolve
+from lamina.stack.resolve import ResolvedStack, of_config, resolve
 from lamina.store.layout import Store
 
 
@@ -68,21 +69,24 @@ def rebase(
     stack, onto = resolve(store, request.stack, force=True), resolve(store, request.onto)
     name = _name(store, request, stack, onto)
     moving = to_move(store, stack, onto)
-    command = f"lamina rebase {request.stack} --onto {request.onto}"
+    command = _command(request)
+    own = _is_own(request, name, stack, onto)
     carried: list[Carried] = []
     for index in moving:
         move = Move(
             store=store,
             old=prefix(store, stack, index + 1),
             onto=onto,
-            supersede=_supersedes(request, name, stack, onto),
+            supersede=own and index == len(stack.layers) - 1,
             command=command,
             reporter=reporter,
             should_stop=should_stop,
             data=request.data,
         )
-        carried.append(carried_or_refused(move, rungs, request.keep, request.override))
+        anew = "give its data with --data"
+        carried.append(carried_or_refused(move, rungs, request.keep, request.override, anew))
         onto = carried[-1].stack
+    heed(should_stop, command)
     named = name_top(
         store,
         onto,
@@ -102,24 +106,28 @@ def prefix(store: Store, stack: ResolvedStack, layers: int) -> ResolvedStack:
 
 
 def carried_or_refused(
-    move: Move, rungs: Sequence[Rung], keep: float, override: str | None
+    move: Move, rungs: Sequence[Rung], keep: float, override: str | None, anew: str
 ) -> Carried:
-    """Carry one layer; raise GateError when no rung is good enough and nobody overrides."""
+    """Carry one layer; raise GateError when no rung is good enough and nobody overrides.
+
+    `anew`: what the command offers to whoever wants the layer trained again.
+    """
     found = carry(move, rungs, keep)
     move.reporter.say(found.render())
     if not found.passed and not override:
+        what = "lost too much" if found.lost else "harms an exam beneath it"
+        less = "ask for less with --keep, " if found.lost else ""
+        rung = found.evidence.rung
         raise GateError(
-            f"{found.name} lost too much on its way to {move.onto.label}",
-            faults=[f"{found.evidence.rung}: kept most", *(f"{r}: {w}" for r, w in _why(found))],
-            hint=f"the best is kept as @{short(found.layer.digest)}; ask for less with "
-            '--keep, give the data with --data, or override with --accept-regression "why"',
+            f"{found.name} {what} on its way to {move.onto.label}",
+            faults=[
+                *(f"{tried}: {why}" for tried, why in found.evidence.tried),
+                *(f"{rung}, which kept most: {why}" for why in found.reasons),
+            ],
+            hint=f"the best is kept as @{short(found.layer.digest)}; {less}{anew}, "
+            'or override with --accept-regression "why"',
         )
     return found
-
-
-def _why(found: Carried) -> Sequence[tuple[str, str]]:
-    kept = [f"{k.exam}: {k.metric} {k.before:.3f} to {k.after:.3f}" for k in found.evidence.exams]
-    return [*found.evidence.tried, (found.evidence.rung, "; ".join(kept))]
 
 
 def name_top(
@@ -154,9 +162,7 @@ def to_move(store: Store, stack: ResolvedStack, onto: ResolvedStack) -> list[int
 
     Raises UsageError when there are none.
     """
-    has = {layer.digest for layer in onto.layers}
-    has |= {old for layer in onto.layers for old in ancestors(store, layer)}
-    has |= {source.layer for layer in onto.layers for source in _carried_from(layer)}
+    has = {digest for layer in onto.layers for digest in kin(store, layer)}
     moving = [i for i, layer in enumerate(stack.layers) if layer.digest not in has]
     if not moving or stack.digest == onto.digest:
         raise UsageError(
@@ -166,10 +172,6 @@ def to_move(store: Store, stack: ResolvedStack, onto: ResolvedStack) -> list[int
     if onto.layers and _stands_on(stack, onto):
         raise UsageError(f"{stack.label} stands on {onto.label} already")
     return moving
-
-
-def _carried_from(layer: ResolvedLayer) -> tuple[StackedLayer, ...]:
-    return layer.config.sources if layer.config.origin in ("carried", "distilled") else ()
 
 
 def _stands_on(stack: ResolvedStack, onto: ResolvedStack) -> bool:
@@ -188,11 +190,36 @@ def _name(store: Store, request: Request, stack: ResolvedStack, onto: ResolvedSt
             "the result needs a name of its own",
             hint=f"lamina rebase {request.stack} --onto {request.onto} --as NAME",
         )
+    if moved_on(store, reference):
+        raise UsageError(
+            f"{reference.name} has moved on from {reference}",
+            hint=f"lamina rebase {reference} --onto {request.onto} --as NAME, "
+            f"or rebase the newest: lamina rebase {reference.name} --onto {request.onto}",
+        )
     return Name(reference.name)
 
 
-def _supersedes(request: Request, name: Name, stack: ResolvedStack, onto: ResolvedStack) -> bool:
-    """Carried under its own name, over its own base, a layer is a new version of itself."""
+def _command(request: Request) -> str:
+    return typed(
+        "rebase",
+        request.stack,
+        {
+            "--onto": request.onto,
+            "--as": request.name,
+            "--keep": None if request.keep == KEEP else request.keep,
+            "--at-most": request.at_most,
+            "--data": request.data,
+            "--author": request.author,
+            "--accept-regression": request.override,
+        },
+    )
+
+
+def _is_own(request: Request, name: Name, stack: ResolvedStack, onto: ResolvedStack) -> bool:
+    """Under its own name, over its own base, the top layer is a new version of itself.
+
+    The layers beneath are not: other stacks stand on them, and may stay where they are.
+    """
     reference = parse_reference(request.stack)
     own = isinstance(reference, Name) and reference.name == name.name
     return own and stack.config.base == onto.config.base

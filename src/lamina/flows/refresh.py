@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from lamina.core.errors import UsageError
-from lamina.core.manifests import COST_TYPE, CostEvidence, StackConfig, StackedLayer
+from lamina.core.manifests import StackConfig, StackedLayer
 from lamina.core.names import Name, parse_reference
 from lamina.core.report import Reporter
+from lamina.flows.descent import cost_of
 from lamina.flows.ladder.carry import KEEP, Carried
-from lamina.flows.ladder.distil import SHARE_WARM
+from lamina.flows.ladder.distil import COST_OF_WRITING, SHARE_WARM, SHARE_WRITTEN
 from lamina.flows.ladder.registry import up_to
-from lamina.flows.ladder.rung import Move
+from lamina.flows.ladder.rung import Move, heed, typed
 from lamina.flows.landing import Named
-from lamina.flows.lineage import Lineage
+from lamina.flows.lineage import Lineage, moved_on
 from lamina.flows.naming import on_record
 from lamina.flows.rebase import carried_or_refused, name_top, prefix
 from lamina.stack.resolve import ResolvedStack, of_config, of_descriptor, resolve
@@ -28,6 +29,12 @@ EXAM_TOKENS_A_QUESTION = 300
 """About what a question with its answer takes, in tokens read."""
 FORWARD_SPEED = 3.0
 """A forward pass is about three times as fast as a training step."""
+
+
+RETUNE = SHARE_WARM + COST_OF_WRITING * SHARE_WRITTEN
+"""What correcting a layer costs, beside training it: a short training, and what it is taught is
+written first."""
+ANEW = "train it anew over the new parents"
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,11 @@ def refresh(
         raise UsageError(
             f"{text} is no name of a stack", hint="refresh moves a name: see `lamina status`"
         )
+    if moved_on(store, reference):
+        raise UsageError(
+            f"{text} is an older version, and stays what it is",
+            hint=f"refresh what the name means now: lamina refresh {reference.name}",
+        )
     rungs, name = up_to(at_most), Name(reference.name)
     plan = plan_of(store, stack)
     if dry_run:
@@ -137,26 +149,45 @@ def refresh(
             name_top(store, stack, name, reporter, override=override, author=author)
         return Refreshed(plan)
     reporter.say(price(plan))
-    onto = _empty(store, stack)
-    carried: list[Carried] = []
-    for index, step in enumerate(plan):
-        weight = stack.layers[index].weight
-        if step.action != "carry":
-            onto = _with(store, onto, StackedLayer(layer=step.newest, weight=weight), text)
-            continue
+    share = None if keep == KEEP else keep
+    how = {"--keep": share, "--at-most": at_most, "--author": author}
+    command = typed("refresh", text, {**how, "--accept-regression": override})
+
+    def carried_over(old: ResolvedStack, onto: ResolvedStack) -> Carried:
         move = Move(
             store=store,
-            old=_standing(store, stack, index, step),
+            old=old,
             onto=onto,
             supersede=True,
-            command=f"lamina refresh {text}",
+            command=command,
             reporter=reporter,
             should_stop=should_stop,
         )
-        carried.append(carried_or_refused(move, rungs, keep, override))
-        onto = carried[-1].stack
+        return carried_or_refused(move, rungs, keep, override, ANEW)
+
+    onto, carried = _rebuilt(store, stack, plan, carried_over)
+    heed(should_stop, command)
     named = name_top(store, onto, name, reporter, override=override, author=author, carried=carried)
-    return Refreshed(plan, tuple(carried), named)
+    return Refreshed(plan, carried, named)
+
+
+def _rebuilt(
+    store: Store,
+    stack: ResolvedStack,
+    plan: Sequence[Step],
+    carried_over: Callable[[ResolvedStack, ResolvedStack], Carried],
+) -> tuple[ResolvedStack, tuple[Carried, ...]]:
+    """The stack that a plan leads to, and the layers that were carried."""
+    onto = _empty(store, stack)
+    carried: list[Carried] = []
+    for index, step in enumerate(plan):
+        if step.action == "carry":
+            carried.append(carried_over(_standing(store, stack, index, step), onto))
+            onto = carried[-1].stack
+        else:
+            item = StackedLayer(layer=step.newest, weight=stack.layers[index].weight)
+            onto = _with(store, onto, item, stack.label)
+    return onto, tuple(carried)
 
 
 def plan_of(store: Store, stack: ResolvedStack) -> tuple[Step, ...]:
@@ -169,12 +200,10 @@ def plan_of(store: Store, stack: ResolvedStack) -> tuple[Step, ...]:
         top = of_descriptor(store, store.describe(newest), label=layer.config.name, force=True)
         fits = parents is not None and top.config.layers[:-1] == parents
         action = ("keep" if newest == item.layer else "replace") if fits else "carry"
-        costs = store.evidence(newest, COST_TYPE, CostEvidence) or store.evidence(
-            item.layer, COST_TYPE, CostEvidence
-        )
+        cost = cost_of(store, top.layers[-1]) or cost_of(store, layer)
         questions = sum(exam.rows for exam in top.layers[-1].config.exams)
-        speed = FORWARD_SPEED * costs[-1].tokens_per_second if costs else 1000.0
-        seconds = costs[-1].seconds if costs else None
+        speed = FORWARD_SPEED * cost.tokens_per_second if cost else 1000.0
+        seconds = cost.seconds if cost else None
         moves = action == "carry"
         steps.append(
             Step(
@@ -183,7 +212,7 @@ def plan_of(store: Store, stack: ResolvedStack) -> tuple[Step, ...]:
                 newest=newest,
                 action=action,
                 examine_seconds=2 * questions * EXAM_TOKENS_A_QUESTION / speed if moves else 0.0,
-                retune_seconds=SHARE_WARM * (seconds or 0.0) if moves else 0.0,
+                retune_seconds=RETUNE * (seconds or 0.0) if moves else 0.0,
                 retrain_seconds=seconds,
             )
         )

@@ -11,8 +11,8 @@ their kind, and each group gets its share of the places, at least one while ther
 Within a group the rows with the lowest content digests are taken. A digest says nothing about its
 row, so that is a uniform sample; and it merges: the lowest digests of old and new rows together are
 among the lowest of each, so that `sample(old sample + new rows)` holds what a sample of all rows
-would hold of a group whose places do not grow. Only the shares differ: an old sample weighs as
-many rows as it has.
+would hold of a group whose places do not grow. For the shares, an old row weighs as many rows as
+it stands for.
 """
 
 import json
@@ -26,7 +26,7 @@ from lamina.core.report import Reporter
 from lamina.core.seeds import derive
 from lamina.data.example import Example
 from lamina.data.filters import Forbidden
-from lamina.flows import runs
+from lamina.flows import descent, runs
 from lamina.flows.synthesis import write_rows
 from lamina.lowrank.attach import attached
 from lamina.lowrank.maths import LayerFactors
@@ -62,6 +62,8 @@ class _Row(NamedTuple):
     digest: str
     line: bytes
     stratum: Stratum
+    weight: int
+    """Rows that it stands for."""
 
 
 def stratum(example: Example) -> Stratum:
@@ -80,15 +82,21 @@ def stratum(example: Example) -> Stratum:
 
 
 def sample(
-    examples: Sequence[Example], most_rows: int = MOST_ROWS, most_bytes: int = MOST_BYTES
+    examples: Sequence[Example],
+    most_rows: int = MOST_ROWS,
+    most_bytes: int = MOST_BYTES,
+    *,
+    older: Sequence[Example] = (),
+    weight: int = 1,
 ) -> bytes:
     """JSONL of at most `most_rows` rows and `most_bytes` bytes, lowest content digest first.
 
     As many rows as fit while each stratum has its share of them (`seats`). Where not all fit, a
     row that is much larger than others is left out: it would take the place of many. Deterministic,
-    whatever the rows' order; a row that is given twice counts once.
+    whatever the rows' order; a row that is given twice counts once. `older`: the rows of an earlier
+    sample, each of which stands for `weight` rows.
     """
-    rows = _rows(examples)
+    rows = sorted({row.digest: row for row in (*_rows(examples), *_rows(older, weight))}.values())
     if len(rows) > most_rows or sum(len(row.line) for row in rows) > most_bytes:
         rows = _fitting(_not_too_large(rows, most_bytes), most_rows, most_bytes)
     return b"".join(row.line for row in rows)
@@ -120,12 +128,27 @@ def seats(sizes: Mapping[Stratum, int], rows: int) -> dict[Stratum, int]:
     return found
 
 
-def _rows(examples: Sequence[Example]) -> list[_Row]:
+def _allotted(
+    weights: Mapping[Stratum, int], has: Mapping[Stratum, int], rows: int
+) -> dict[Stratum, int]:
+    """`seats` by weight; what a stratum does not have rows for goes to the others."""
+    full: dict[Stratum, int] = {}
+    while True:
+        open_to = {s: weight for s, weight in weights.items() if s not in full}
+        found = seats(open_to, rows - sum(full.values()))
+        over = {s: has[s] for s, count in found.items() if count > has[s]}
+        if not over:
+            return full | found
+        full |= over
+
+
+def _rows(examples: Sequence[Example], weight: int = 1) -> list[_Row]:
     """Each row once, by digest; of rows that differ in their accepted answers only, the first."""
     found: dict[str, _Row] = {}
     for example in examples:
         digest = example.content_digest()
-        row = _Row(digest, json.dumps(example.to_json()).encode() + b"\n", stratum(example))
+        line = json.dumps(example.to_json()).encode() + b"\n"
+        row = _Row(digest, line, stratum(example), weight)
         found[digest] = min(row, found.get(digest, row))
     return sorted(found.values())
 
@@ -141,9 +164,11 @@ def _fitting(rows: Sequence[_Row], most_rows: int, most_bytes: int) -> list[_Row
     strata: dict[Stratum, list[_Row]] = defaultdict(list)
     for row in rows:
         strata[row.stratum].append(row)
-    sizes = {key: len(found) for key, found in strata.items()}
+    has = {key: len(found) for key, found in strata.items()}
+    weights = {key: sum(row.weight for row in found) for key, found in strata.items()}
     for count in range(min(most_rows, len(rows)), 0, -1):
-        chosen = [row for key, n in seats(sizes, count).items() for row in strata[key][:n]]
+        shares = _allotted(weights, has, count)
+        chosen = [row for key, n in shares.items() for row in strata[key][:n]]
         if sum(len(row.line) for row in chosen) <= most_bytes:
             return sorted(chosen)
     return []
@@ -189,8 +214,9 @@ def make(
     if spec.part_of is None:  # else a layer on its way to other parents: it keeps the set it has
         learned = run.rows(runs.TRAIN_ROWS)
         if kind == "sample":
-            rows = (*rows, *learned)
-        elif kind == "none":
+            found = put(store, learned, older=rows, weight=_stands_for(store, spec))
+            return ("sample", found) if found else ("none", None)
+        if kind == "none":
             rows = ()
         else:
             own = (*learned, *run.rows(runs.HELD_ROWS))
@@ -203,6 +229,7 @@ def make(
                     forbidden=(*own, *run.rows(runs.REHEARSAL_ROWS)),
                     seed=derive(spec.recipe.seed, "rehearsal set"),
                     reporter=reporter,
+                    private=True,
                     stop=should_stop,
                 )
             rows = (*(row for row in rows if not repeats(row)), *written)
@@ -221,9 +248,22 @@ def _kind(store: Store, spec: runs.RunSpec) -> RehearsalSet:
     return kind or "sample"
 
 
-def put(store: Store, examples: Sequence[Example]) -> Descriptor | None:
-    """Store a sample of rows as a rehearsal set; None when no row is small enough to travel."""
-    data = sample(examples)
+def _stands_for(store: Store, spec: runs.RunSpec) -> int:
+    """How many rows that were learned each row of the older version's set stands for."""
+    older = descent.version(store, spec.start)
+    carried = () if older is None else of_layers(store, [older])
+    if older is None or not carried:
+        return 1
+    learned = [layer.config.data for layer in descent.trainings(store, older)[0]]
+    return max(1, sum(data.rows for data in learned if data is not None) // len(carried))
+
+
+def put(
+    store: Store, examples: Sequence[Example], *, older: Sequence[Example] = (), weight: int = 1
+) -> Descriptor | None:
+    """Store a sample of rows (see `sample`) as a rehearsal set; None when no row is small enough
+    to travel."""
+    data = sample(examples, older=older, weight=weight)
     return store.put_bytes(data, JSONL_TYPE, title=FILE) if data else None
 
 

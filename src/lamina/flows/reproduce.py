@@ -17,7 +17,7 @@ from lamina.data.provenance import content_digest
 from lamina.data.read import read
 from lamina.data.split import split
 from lamina.flows import at_hand, descent, rehearsal, runs, seen_rows, update
-from lamina.flows.learn import job_of, warm_start
+from lamina.flows.learn import job_of
 from lamina.flows.trained import layer_object
 from lamina.stack.compile import DTYPES, compile_stack
 from lamina.stack.resolve import ResolvedLayer, of_descriptor, resolve
@@ -86,7 +86,10 @@ def reproduce(
         )
     sources = list(data) or _where_it_lay(store, layer)
     dataset = read(sources, format=config.data.format, skip_bad=config.data.skipped > 0)
-    parts = _parts(store, stack.layers, dataset.examples, config.recipe)
+    beneath = of_descriptor(
+        store, store.put_stack(config.base, config.parents), label=text, force=True
+    )
+    parts = _parts(store, (*beneath.layers, layer), dataset.examples, config.recipe)
     if content_digest(parts.train) != config.data.content:
         raise CheckError(
             f"these rows are not the ones that {config.name} learned from",
@@ -98,9 +101,6 @@ def reproduce(
             hint="give the layer's own files with --data",
         )
     carried = layer.manifest.blob(rehearsal.FILE) is not None
-    beneath = of_descriptor(
-        store, store.put_stack(config.base, config.parents), label=text, force=True
-    )
     spec = runs.RunSpec(
         id=runs.new_id(f"reproduce-{config.name}"),
         created=runs.now().isoformat(),
@@ -116,7 +116,7 @@ def reproduce(
         licence=config.data.licence,
         author=config.author,
         exams=(),
-        private=layer.manifest.blob(seen_rows.FILE) is None,
+        private=seen_rows.is_private(layer),
         rehearsal_set=config.rehearsal or ("sample" if carried else "none"),
         layer_name=config.name,
         origin=config.origin,
@@ -138,7 +138,7 @@ def reproduce(
     )
     try:
         compiled = compile_stack(store, beneath, dtype=DTYPES[config.recipe.dtype])
-        job, counts = job_of(run, spec, compiled, warm_start(store, spec))
+        job, counts = job_of(store, run, spec, compiled)
         job = replace(job, resume_with=f"lamina reproduce {text} (from its start)")
         outcome = train(job, EventLog(None, reporter.event), should_stop)
         again, blobs = layer_object(
@@ -167,6 +167,7 @@ def _parts(
         train=sides.train,
         held_out=sides.held_out,
         rehearsal=rehearsal.of_layers(store, layers[:-1]),
+        seen=frozenset(map(seen.mark, sides.unused)),
     )
 
 

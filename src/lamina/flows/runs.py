@@ -113,6 +113,12 @@ class Run:
         path = self.directory / RESULT
         return RunResult.parse(path.read_bytes(), f"run {self.id}") if path.exists() else None
 
+    @property
+    def finished(self) -> bool:
+        """Whether its layer has landed and, unless it is part of longer work, has its name."""
+        result = self.result
+        return result is not None and (result.name is not None or self.spec.part_of is not None)
+
     def rows(self, file: str) -> tuple[Example, ...]:
         """The training or held-out rows."""
         path = self.directory / file
@@ -202,20 +208,20 @@ def now() -> datetime.datetime:
 
 
 def all_runs(store: Store) -> list[Run]:
-    """Every run, oldest first."""
-    if not store.runs_dir.exists():
-        return []
-    return [Run(p.parent) for p in sorted(store.runs_dir.glob(f"*/{SPEC}"))]
+    """Every run, oldest first. Raises UsageError when one is damaged."""
+    found = [Run(path.parent) for path in store.runs_dir.glob(f"*/{SPEC}")]
+    return sorted(found, key=lambda run: (run.spec.created, run.id))
 
 
 def find(store: Store, run_id: str | None) -> Run:
     """The run with this id or a unique part of it; without one, the newest unfinished.
 
+    What is part of longer work goes on with that, so it has to be asked for by id.
     Raises UnknownNameError, UsageError when several match.
     """
     runs = all_runs(store)
     if run_id is None:
-        open_runs = [run for run in runs if (done := run.result) is None or done.name is None]
+        open_runs = [run for run in runs if not run.finished and run.spec.part_of is None]
         if not open_runs:
             raise UnknownNameError("no run is waiting to be resumed", hint="start: lamina train …")
         return open_runs[-1]

@@ -31,6 +31,13 @@ def keep(store: Store, run: runs.Run, *, private: bool) -> Descriptor | None:
     return None
 
 
+def is_private(layer: ResolvedLayer) -> bool:
+    """Whether a layer withholds rows: it learned some and carries no marks of them, or withholds
+    questions."""
+    unmarked = layer.config.data is not None and layer.manifest.blob(FILE) is None
+    return unmarked or any(exam.private for exam in layer.config.exams)
+
+
 def of_layer(store: Store, layer: ResolvedLayer) -> frozenset[bytes]:
     """What a layer has seen, as far as this machine can tell."""
     blob = layer.manifest.blob(FILE)

@@ -32,6 +32,7 @@ from lamina.flows.adapters import PROBE
 from lamina.flows.examine import current, sit
 from lamina.flows.inventory import certificate_lines
 from lamina.flows.joined import land_computed
+from lamina.flows.lineage import moved_on
 from lamina.flows.naming import new_name
 from lamina.flows.questions import carried, probe_prompts
 from lamina.gate.verdict import Policy
@@ -138,6 +139,10 @@ def _target(store: Store, text: str, name: str | None, stack: ResolvedStack) -> 
     reference = parse_reference(text)
     if not isinstance(reference, Name):
         raise UsageError(f"{text} has no name to move", hint="give one with --as NAME")
+    if moved_on(store, reference):
+        raise UsageError(
+            f"{reference.name} has moved on from {text}", hint="name the result with --as NAME"
+        )
     return Name(reference.name)
 
 

@@ -8,10 +8,9 @@ against the new version.
 from collections.abc import Sequence
 
 from lamina.core.digest import digest_bytes
-from lamina.core.errors import StoreError
-from lamina.core.manifests import LayerConfig
 from lamina.data.exams import ExamItem, to_jsonl
 from lamina.exams.tasks import Exam
+from lamina.flows.descent import kin
 from lamina.flows.questions import carried
 from lamina.stack.resolve import ResolvedLayer
 from lamina.store.layout import Store
@@ -22,10 +21,11 @@ def inherited(
 ) -> list[Exam]:
     """The exams of `replaced` layers that still hold when layers `by` take their place.
 
-    A layer with a new version among `by` answers for the questions that the new version still
-    carries; every other layer for all of its questions.
+    A layer with a new version among `by`, carried or not, answers for the questions that the new
+    version still carries; every other layer for all of its questions.
     """
-    successors = {old: layer for layer in by for old in ancestors(store, layer)}
+    successors = {old: layer for layer in by for old in kin(store, layer)}
+    successors |= {layer.digest: layer for layer in by}
     found: list[Exam] = []
     for layer in replaced:
         exams = carried(store, [layer])
@@ -36,19 +36,6 @@ def inherited(
         theirs = carried(store, [successor])
         found += [kept for exam in exams if (kept := still_asked(exam, theirs)) is not None]
     return found
-
-
-def ancestors(store: Store, layer: ResolvedLayer) -> tuple[str, ...]:
-    """The older versions of a layer, newest first, as far as the store knows them."""
-    found: list[str] = []
-    older = layer.config.supersedes
-    while older is not None and older not in found:
-        found.append(older)
-        try:
-            older = store.config(store.manifest(older), LayerConfig).supersedes
-        except StoreError:  # it lives elsewhere, and its own ancestors with it
-            break
-    return tuple(found)
 
 
 def still_asked(exam: Exam, successors: Sequence[Exam]) -> Exam | None:

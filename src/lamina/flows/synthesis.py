@@ -47,8 +47,8 @@ UNLIKELY = 0.25
 DRY_ROUNDS = 3
 """Rounds in a row that gave nothing, after which the stack is taken to have nothing to say."""
 SHARED_BY = 3
-"""Demonstrations that must have a system prompt for it to be used: one row's own may be about
-one person."""
+"""Demonstrations that must have a system prompt for it to be used, or that private texts must start
+with for an opening to be: one row's own may be about one person."""
 _LONGEST_DEMONSTRATION = 1000
 """Characters; longer questions are not shown as long as there are shorter ones."""
 _LONGEST_ROW = 1 << 20
@@ -129,17 +129,19 @@ def write_rows(
     forbidden: Sequence[Example] = (),
     seed: int,
     reporter: Reporter,
+    private: bool = False,
     max_question_tokens: int = 128,
     max_new_tokens: int = 256,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Example, ...]:
     """At most `count` new rows in the manner of `demonstrations`, none repeating a `forbidden` one.
 
-    A row keeps the tools, and a system prompt that several rows share, of one demonstration.
+    A row keeps the tools, and a system prompt that several rows share, of one demonstration; a
+    plain text its first words, where demonstrations are private only words that several start with.
     Fewer rows come out where the stack's questions and answers do not pass the screening within
     4 * count / 32 + 2 rounds. Raises TrainInterrupted when `stop` says so.
     """
-    writer = _Writer(compiled, demonstrations, seed, max_question_tokens, max_new_tokens)
+    writer = _Writer(compiled, demonstrations, private, seed, max_question_tokens, max_new_tokens)
     screen = Screen(forbidden)
     wanted = math.ceil(count / (1 - UNLIKELY))
     pool: list[Example] = []
@@ -163,6 +165,7 @@ class _Writer:
         self,
         compiled: Compiled,
         demonstrations: Sequence[Example],
+        private: bool,
         seed: int,
         max_question_tokens: int,
         max_new_tokens: int,
@@ -174,6 +177,9 @@ class _Writer:
         self._rows = short or self._rows
         systems = Counter(filter(None, map(_system, self._rows)))
         self._systems = {text for text, rows in systems.items() if rows >= SHARED_BY}
+        openings = Counter(_opening(row.text) for row in self._rows if row.text is not None)
+        least = SHARED_BY if private else 1
+        self._openings = {text for text, rows in openings.items() if rows >= least}
 
     def round(
         self, number: int, screen: Screen, reporter: Reporter, stop: Callable[[], bool]
@@ -203,6 +209,7 @@ class _Writer:
         lead = chance.choice(self._rows)
         if lead.text is not None:
             opening = _opening(lead.text)
+            opening = opening if opening in self._openings else ""
             return _Draft(self._ids(opening), opening=opening)
         others = [
             row
@@ -218,10 +225,11 @@ class _Writer:
         )
 
     def _ids(self, text: str) -> tuple[int, ...]:
-        """Plain text as it is trained on."""
+        """Plain text as it is trained on; for none, what a text or a conversation starts with."""
         fmt, chunk = self._compiled.format, Chunk(text, literal=True)
         bos = () if fmt.bos_id is None else (fmt.bos_id,)
-        return (*bos, *fmt.encode_chunks([chunk])[chunk])
+        ids = (*bos, *fmt.encode_chunks([chunk])[chunk])
+        return ids or tuple(fmt.prompt_ids([Message(role="user", content="")])[:1])
 
     def _questions(
         self, drafts: Sequence[_Draft], number: int, stop: Callable[[], bool]

@@ -138,6 +138,7 @@ def cost_of(outcome: Outcome, compiled: Compiled, layer_bytes: int) -> CostEvide
             "lamina": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
+            "kernels": outcome.kernels,
         },
         layer_bytes=layer_bytes,
         base_bytes=sum(p.numel() * p.element_size() for p in parameters),

@@ -4,17 +4,17 @@ It starts from the old version's factors and learns the new rows beside old ones
 versions where their files are still at hand, else the rehearsal set that travels, and the
 rehearsal sets of the layers beneath. Rows that were seen before are known by hash and left out. A
 new row that asks an old question and answers it otherwise replaces it: in the rehearsal set and in
-the exam. The rank stays what it was, however often a layer is updated.
+the exam. The rank stays what it was, however often a layer is updated, and private stays private.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamina.core.digest import digest_bytes
+from lamina.core.digest import digest_bytes, short
 from lamina.core.errors import UsageError
 from lamina.core.manifests import ExamSpec, StackedLayer
-from lamina.core.names import Name, parse_reference
+from lamina.core.names import LATEST, Name, parse_reference
 from lamina.core.recipe import Recipe, ScorerName
 from lamina.core.report import Reporter
 from lamina.data import seen
@@ -23,15 +23,17 @@ from lamina.data.exams import ExamItem, default_scorers, items_from_examples, to
 from lamina.data.read import Dataset, read
 from lamina.data.split import question_digest, split
 from lamina.exams.scorers.registry import SCORERS
-from lamina.flows import at_hand, rehearsal, runs, seen_rows
+from lamina.flows import at_hand, joined, rehearsal, runs, seen_rows
+from lamina.flows.lineage import Lineage
 from lamina.flows.naming import new_name
 from lamina.flows.questions import ANSWER_TOKENS, carried
 from lamina.stack.resolve import ResolvedLayer, ResolvedStack, resolve
 from lamina.store.layout import Store
 
 REHEARSAL = 0.5
-"""Share of an update's tokens that are old rows. More than a new layer needs: an update works on
-the very factors that hold the old answers."""
+"""Share of an update's tokens that are the layer's own old rows: an update works on the very
+factors that hold the old answers. Rows of the layers beneath have the share that a new layer gives
+them."""
 
 PROTECT = 0.0
 """An update may move everything: what it changes lies where its old rows lie."""
@@ -65,11 +67,14 @@ class Parts:
     train: tuple[Example, ...]
     held_out: tuple[Example, ...]
     rehearsal: tuple[Example, ...]
-    """Old rows to mix in, of older versions and of the layers beneath."""
+    """Old rows to mix in: those of the layers beneath, then those of older versions."""
     travelling: tuple[Example, ...] = ()
     """What is left of the older version's rehearsal set."""
     exams: tuple[tuple[ExamSpec, bytes], ...] = ()
     seen: frozenset[bytes] = frozenset()
+    """Marks of rows that are neither learned nor held out now: seen before, or beyond the cap."""
+    private: bool = False
+    """Whether the new version withholds its rows and questions."""
     all_old: bool = False
     """Whether the old rows are all that older versions learned, not a sample that travels."""
     known: int = 0
@@ -87,13 +92,15 @@ def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run | No
     index = layer_index(stack, request.layer)
     layer = stack.layers[index]
     name = _name(store, request, stack, index)
+    _refuse_fork(store, stack, index, name)
     dataset = read(
         request.data, format=request.format, skip_bad=request.skip_bad, licence=request.licence
     )
     for fault in dataset.bad:
         reporter.say(f"skipped {fault.file}:{fault.line}: {fault.reason}")
     recipe = recipe_of(layer, request)
-    parts = parts_of(store, stack.layers[: index + 1], dataset.examples, recipe)
+    layers = stack.layers[: index + 1]
+    parts = parts_of(store, layers, dataset.examples, recipe, private=request.private)
     reporter.say(_counts(dataset, parts))
     if not parts.train:
         return None
@@ -141,13 +148,38 @@ def layer_index(stack: ResolvedStack, layer: str | None) -> int:
 
 
 def _name(store: Store, request: Request, stack: ResolvedStack, index: int) -> Name:
-    """The name that moves to the new version."""
+    """The name that moves to the new version. Raises UsageError where it stands elsewhere."""
     if request.name is not None:
         return new_name(store, request.name)
     reference = parse_reference(request.stack)
-    if index == len(stack.layers) - 1 and isinstance(reference, Name):
-        return Name(reference.name)
-    return new_name(store, stack.layers[index].config.name)
+    if index < len(stack.layers) - 1 or not isinstance(reference, Name):
+        return new_name(store, stack.layers[index].config.name)
+    name = Name(reference.name)
+    if reference.tag != LATEST and store.resolve(name).digest != store.resolve(reference).digest:
+        raise UsageError(
+            f"{reference} is not the version that {name} stands at",
+            hint=f"update the newest: lamina update {name}; or branch off: --as NAME",
+        )
+    return name
+
+
+def _refuse_fork(store: Store, stack: ResolvedStack, index: int, name: Name) -> None:
+    """Raise UsageError where a next version would stand beside the one that there is already."""
+    layer = stack.layers[index]
+    lineage = Lineage.of(store)
+    newest = lineage.newest(layer.digest)
+    if newest == layer.digest or not _is_own(stack, index, name):
+        return
+    known = lineage.named(newest)
+    called = str(known.name) if known else f"@{short(newest)}"
+    reference = parse_reference(stack.label)
+    then = "; or branch off: --as NAME"
+    if index < len(stack.layers) - 1 and isinstance(reference, Name):
+        then = f", then lamina refresh {reference.name}"
+    raise UsageError(
+        f"{layer.config.name} has a newer version ({called})",
+        hint=f"lamina update {known.name.name if known else called} --data …{then}",
+    )
 
 
 def recipe_of(layer: ResolvedLayer, request: Request) -> Recipe:
@@ -171,10 +203,19 @@ def recipe_of(layer: ResolvedLayer, request: Request) -> Recipe:
 
 
 def parts_of(
-    store: Store, layers: Sequence[ResolvedLayer], rows: Sequence[Example], recipe: Recipe
+    store: Store,
+    layers: Sequence[ResolvedLayer],
+    rows: Sequence[Example],
+    recipe: Recipe,
+    *,
+    private: bool = False,
 ) -> Parts:
-    """What an update of the top of `layers` with `rows` learns, rehearses and is asked."""
+    """What an update of the top of `layers` with `rows` learns, rehearses and is asked.
+
+    `private`: whether the rows are; where older rows are, so is the new version.
+    """
     layer = layers[-1]
+    private = private or seen_rows.is_private(layer)
     known = seen_rows.of_layer(store, layer)
     new = [row for row in rows if seen.mark(row) not in known]
     sides = split(new, recipe.held_out, recipe.held_out_max)
@@ -185,7 +226,7 @@ def parts_of(
     older = found if all_old else (*own, *found)
     old = {question_digest(row.prompt, row.text): row for row in older}
     still = [row for row in own if question_digest(row.prompt, row.text) not in asked]
-    exams, dropped = _exams(store, layer, new, sides.held_out, recipe)
+    exams, dropped = _exams(store, layer, new, sides.held_out, recipe, private=private)
     return Parts(
         train=sides.train,
         held_out=sides.held_out,
@@ -195,7 +236,8 @@ def parts_of(
         ),
         travelling=tuple(still),
         exams=tuple(exams),
-        seen=known,
+        seen=known.union(map(seen.mark, sides.unused)),
+        private=private,
         all_old=all_old,
         known=len(rows) - len(new),
         replaced=dropped + len(own) - len(still),
@@ -208,8 +250,13 @@ def _exams(
     new: Sequence[Example],
     held_out: Sequence[Example],
     recipe: Recipe,
+    *,
+    private: bool,
 ) -> tuple[list[tuple[ExamSpec, bytes]], int]:
-    """The old version's exams without the questions that got a new answer, and the new rows'."""
+    """The old version's exams without the questions that got a new answer, and the new rows'.
+
+    A private version withholds all of them: old and new questions are one exam.
+    """
     asked = {question_digest(row.prompt, row.text) for row in new}
     waiting: list[ScorerName] = []
     if held_out:
@@ -228,18 +275,16 @@ def _exams(
             waiting.remove(exam.spec.scorer)
             items = _capped([*items, *_asked_of(held_out, exam.spec.scorer)], recipe.held_out_max)
         made.append((exam.spec, items))
-    private = any(spec.private for spec in layer.config.exams)
     for scorer in waiting:
         spec = ExamSpec(
             name=f"{layer.config.name}/{scorer}",
             scorer=scorer,
             items=digest_bytes(b""),
             rows=0,
-            private=private,
             max_new_tokens=ANSWER_TOKENS.get(scorer, 1),
         )
         made.append((spec, _asked_of(held_out, scorer)))
-    return [_sealed(spec, items) for spec, items in made if items], dropped
+    return [_sealed(spec, items, private=private) for spec, items in made if items], dropped
 
 
 def _asked_of(held_out: Sequence[Example], scorer: ScorerName) -> list[ExamItem]:
@@ -253,9 +298,10 @@ def _capped(items: Sequence[ExamItem], most: int) -> list[ExamItem]:
     return [item for line, item in lines.items() if line in chosen]
 
 
-def _sealed(spec: ExamSpec, items: Sequence[ExamItem]) -> tuple[ExamSpec, bytes]:
+def _sealed(spec: ExamSpec, items: Sequence[ExamItem], *, private: bool) -> tuple[ExamSpec, bytes]:
     data = to_jsonl(items)
-    return spec.model_copy(update={"items": digest_bytes(data), "rows": len(items)}), data
+    changes = {"items": digest_bytes(data), "rows": len(items), "private": private}
+    return spec.model_copy(update=changes), data
 
 
 def _question(item: ExamItem) -> str:
@@ -312,10 +358,10 @@ def _spec(
         sources=tuple(str(Path(s).absolute()) if Path(s).exists() else s for s in request.data),
         duplicates=dataset.duplicates,
         skipped=len(dataset.bad),
-        licence=dataset.licence or layer.config.licence,
+        licence=joined.licence_of([layer.config.licence, dataset.licence]),
         author=request.author,
         exams=tuple(spec for spec, _ in parts.exams),
-        private=request.private or any(exam.private for exam in layer.config.exams),
+        private=parts.private,
         accept_regression=request.accept_regression,
         force=request.force,
         origin="updated",

@@ -53,8 +53,6 @@ class Squashed:
     """Frobenius norm of what was left out: sqrt(sum of the dropped sigma^2)."""
     norm: float
     """Frobenius norm of dW."""
-    spectrum: tuple[float, ...]
-    """Every singular value, falling, also those left out."""
     rank_before: int
     """Sum of the ranks of the terms."""
 
@@ -86,7 +84,6 @@ def squash(terms: Sequence[Factors], *, rank: int | None, tolerance: float | Non
         rank=kept,
         discarded=float(sigma_K[kept:].norm()),
         norm=float(sigma_K.norm()),
-        spectrum=tuple(sigma_K.tolist()),
         rank_before=sum(term.rank for term in terms),
     )
 

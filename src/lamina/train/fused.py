@@ -132,6 +132,11 @@ class FusedDecoder:
         trained = [index for index, layer in enumerate(layers) if layer.trained]
         self._first = min(trained, default=len(layers))
 
+    @property
+    def kernels(self) -> str:
+        """`native` or `reference`."""
+        return self._ops.__name__.rpartition(".")[2]
+
     def predicting(self, batch: Batch) -> Tensor:
         """(N, C) the hidden states that predict the batch's targets, in the model's dtype."""
         ids_N, starts_S, positions = _packed(batch)

@@ -24,9 +24,10 @@ from lamina.tokens.mask import Encoded
 from lamina.tokens.pack import plan_batches
 from lamina.train import checkpoint
 from lamina.train.events import EventLog
+from lamina.train.fused import FusedDecoder, fuse
 from lamina.train.objective import SoftTargets, token_losses
 from lamina.train.protect import Guard, directions
-from lamina.train.rehearse import rehearsed
+from lamina.train.rehearse import Pool, turns
 from lamina.train.schedule import (
     eval_interval,
     learning_rate,
@@ -59,8 +60,13 @@ class Job:
     """What a person types to go on after an interruption."""
     start: LayerFactors | None = None
     """Factors to start from (warm start); None starts fresh."""
-    rehearsal: Sequence[Encoded] = ()
-    """Old rows, of which each epoch takes as many as make up the recipe's share."""
+    rehearsal: Sequence[Pool] = ()
+    """Old rows, of which each epoch takes as many as make up each pool's share."""
+
+    @property
+    def old_rows(self) -> list[Encoded]:
+        """The rows of all pools."""
+        return [row for pool in self.rehearsal for row in pool.rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +77,8 @@ class Outcome:
     recipe: Recipe
     """Resolved: `steps` (and `warmup_steps`, `stop_after` after a time limit) filled in."""
     progress: checkpoint.Progress
+    kernels: str
+    """What the steps ran on: `native` or `reference` kernels; `none`: the model's own forward."""
 
 
 def fresh_factors(linears: Mapping[str, nn.Linear], recipe: Recipe) -> dict[str, Factors]:
@@ -93,9 +101,10 @@ def train(job: Job, events: EventLog, should_stop: Callable[[], bool] = lambda: 
     if not job.rows:
         raise TrainError("no rows to train on", hint="lower --held-out, or give more data")
     start = job.start or fresh_factors(job.linears, job.recipe)
+    parents = {pool: _said(job, pool) for pool in job.rehearsal if pool.taught == "parents"}
     attachment = Attachment(job.model, start, job.linears)
     try:
-        return _Run(job, attachment, events).go(should_stop)
+        return _Run(job, attachment, events, parents).go(should_stop)
     finally:
         attachment.detach()
 
@@ -103,13 +112,22 @@ def train(job: Job, events: EventLog, should_stop: Callable[[], bool] = lambda: 
 class _Run:
     """One sitting of a run: its mutable state and the steps that change it."""
 
-    def __init__(self, job: Job, attachment: Attachment, events: EventLog) -> None:
+    def __init__(
+        self,
+        job: Job,
+        attachment: Attachment,
+        events: EventLog,
+        parents: Mapping[Pool, Sequence[SoftTargets | None]],
+    ) -> None:
         self.job, self.recipe, self.attachment, self.events = job, job.recipe, attachment, events
         self.flat = attachment.flat
+        decoder, self.why = fuse(job.model)
+        self.model = decoder or job.model
+        self.kernels = decoder.kernels if decoder else "none"
         self.guard = self._guarded()
         self.start = self.flat.data.clone()
         self.best = self.start.clone()
-        self.rows = (*job.rows, *job.rehearsal)
+        self.rows = (*job.rows, *job.old_rows)
         self.optimiser = torch.optim.AdamW(
             [self.flat],
             lr=self.recipe.lr,
@@ -117,7 +135,9 @@ class _Run:
             weight_decay=self.recipe.weight_decay,
             fused=True,
         )
-        self.said = self._sayings()
+        self.said: list[SoftTargets | None] = [None] * len(job.rows)
+        for pool in job.rehearsal:
+            self.said += parents[pool] if pool in parents else _said(job, pool)
         self.lengths = [len(row) for row in self.rows]
         self.eval_batches = _eval_batches(job)
         self.eval_tokens = sum(len(row.ids) for row in job.eval_rows)
@@ -131,26 +151,18 @@ class _Run:
     def _guarded(self) -> Guard | None:
         """What keeps the update off the inputs of old rows, where the recipe asks for it."""
         job, recipe = self.job, self.recipe
-        if not recipe.protect or not job.rehearsal:
+        if not recipe.protect or not job.old_rows:
             return None
         spans = directions(
             job.model,
             self.attachment.modules,
-            job.rehearsal,
+            job.old_rows,
             recipe.protect,
             recipe.batch_tokens,
             job.pad_id,
             recipe.seed,
         )
         return Guard(self.attachment, spans, fresh=job.start is None)
-
-    def _sayings(self) -> list[SoftTargets | None]:
-        """For each row what the stack said before training, None where its labels are learned."""
-        job = self.job
-        own: list[SoftTargets | None] = [None] * len(job.rows)
-        if not job.recipe.rehearsal or job.recipe.rehearse == "labels":
-            return [*own, *([None] * len(job.rehearsal))]
-        return [*own, *sayings(job.model, job.rehearsal, job.recipe.batch_tokens, job.pad_id)]
 
     def _initial_progress(self) -> checkpoint.Progress:
         planned = planned_steps(self.recipe, len(self._epoch(0)))
@@ -208,6 +220,7 @@ class _Run:
 
     def go(self, should_stop: Callable[[], bool]) -> Outcome:
         """Steps until the schedule, patience, the time limit or a person ends them."""
+        self.events.emit("decoder", kernels=self.kernels, why=self.why)
         if self.progress.step == 0 and self.progress.first_loss is None:
             self.evaluate()
             self.save()
@@ -264,7 +277,7 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.attachment.zero_grad()
-        loss = token_losses(self.job.model, batch, soft).mean()
+        loss = token_losses(self.model, batch, soft).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         loss = loss.detach()
         if self.guard is not None:
@@ -326,7 +339,7 @@ class _Run:
 
     def evaluate(self) -> None:
         """Held-out loss; keep the factors when it is the best so far. Without rows: the last."""
-        loss = mean_loss(self.job.model, self.eval_batches) if self.eval_batches else None
+        loss = mean_loss(self.model, self.eval_batches) if self.eval_batches else None
         progress = self.progress
         if loss is not None and not math.isfinite(loss):
             self._not_finite()
@@ -357,9 +370,7 @@ class _Run:
     def _epoch(self, epoch: int) -> list[list[int]]:
         if epoch not in self.epochs:
             recipe, own = self.recipe, len(self.job.rows)
-            old = rehearsed(
-                self.lengths[own:], sum(self.lengths[:own]), recipe.rehearsal, recipe.seed, epoch
-            )
+            old = turns(self.job.rehearsal, sum(self.lengths[:own]), recipe.seed, epoch)
             chosen = [*range(own), *(own + index for index in old)]
             batches = plan_batches(
                 [self.lengths[i] for i in chosen],
@@ -401,7 +412,14 @@ class _Run:
         self.events.emit(
             "done", step=progress.step, best_step=self.progress.best_step, loss=progress.best_loss
         )
-        return Outcome(self.attachment.factors(self.best), recipe, self.progress)
+        return Outcome(self.attachment.factors(self.best), recipe, self.progress, self.kernels)
+
+
+def _said(job: Job, pool: Pool) -> Sequence[SoftTargets | None]:
+    """What the model says of a pool's rows as it is; None for rows whose labels are learned."""
+    if not pool.share or pool.taught == "labels":
+        return [None] * len(pool.rows)
+    return sayings(job.model, pool.rows, job.recipe.batch_tokens, job.pad_id)
 
 
 def _eval_batches(job: Job) -> list[Batch]:
@@ -413,7 +431,7 @@ def _eval_batches(job: Job) -> list[Batch]:
 
 
 @torch.inference_mode()
-def mean_loss(model: nn.Module, batches: Sequence[Batch]) -> float:
+def mean_loss(model: nn.Module | FusedDecoder, batches: Sequence[Batch]) -> float:
     """Nats per supervised token over all batches."""
     losses: list[Tensor] = [token_losses(model, batch).double() for batch in batches]
     return float(torch.cat(losses).mean())

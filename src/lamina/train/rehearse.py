@@ -1,9 +1,41 @@
-"""Which old rows go into an epoch: a pure function of data, share, seed and epoch."""
+"""Which old rows go into an epoch: a pure function of data, shares, seed and epoch."""
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from lamina.core.seeds import derive
+from lamina.tokens.mask import Encoded
+
+Taught = Literal["labels", "stack", "parents"]
+"""What an old row teaches: its own labels, what the stack says of it before training, or what the
+stack says without the factors that training starts from."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Old rows that take turns."""
+
+    rows: Sequence[Encoded]
+    share: float
+    """Of an epoch's tokens: these rows', the new rows' and those of the pools before."""
+    taught: Taught = "stack"
+
+
+def turns(pools: Sequence[Pool], own_tokens: int, seed: int, epoch: int) -> list[int]:
+    """Which rows of the pools, counted through from the first pool's first, an epoch takes.
+
+    Each pool takes turns of its own, beside `own_tokens` new ones (see `rehearsed`).
+    """
+    chosen: list[int] = []
+    start, beside = 0, own_tokens
+    for pool in pools:
+        lengths = [len(row) for row in pool.rows]
+        chosen += (start + i for i in rehearsed(lengths, beside, pool.share, seed, epoch))
+        start += len(lengths)
+        beside = round(beside / (1 - pool.share)) if lengths else beside
+    return chosen
 
 
 def rehearsed(

@@ -12,23 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lamina.core.errors import UsageError
-from lamina.core.manifests import (
-    CARRIED_TYPE,
-    COST_TYPE,
-    CarriedEvidence,
-    CostEvidence,
-    Descriptor,
-    Kept,
-)
+from lamina.core.errors import TrainInterrupted, UsageError
+from lamina.core.manifests import CARRIED_TYPE, CarriedEvidence, Descriptor, Kept
 from lamina.core.manifests import Rung as RungName
 from lamina.exams.report import comparisons, score_of
 from lamina.exams.runner import ExamResult
 from lamina.exams.tasks import Exam
 from lamina.flows import runs
+from lamina.flows.descent import cost_of
 from lamina.flows.examine import parent_of, sit
 from lamina.flows.ladder.registry import RUNGS
-from lamina.flows.ladder.rung import Move, Moved
+from lamina.flows.ladder.rung import Move, Moved, heed
 from lamina.flows.questions import carried
 from lamina.gate.verdict import verdict
 from lamina.stack.resolve import ResolvedStack
@@ -45,7 +39,20 @@ class Carried:
     layer: Descriptor
     stack: ResolvedStack
     evidence: CarriedEvidence
-    passed: bool
+    lost: tuple[str, ...] = ()
+    """Gains of its own of which it kept less than was asked."""
+    harmed: tuple[str, ...] = ()
+    """Exams of the new parents that it makes worse."""
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it did not pass."""
+        return (*self.lost, *self.harmed)
+
+    @property
+    def passed(self) -> bool:
+        """It keeps what it was asked to, and harms nothing."""
+        return not self.reasons
 
     def to_json(self) -> dict[str, Any]:
         """For --json."""
@@ -54,6 +61,7 @@ class Carried:
             "name": self.name,
             "layer": self.layer.digest,
             "passed": self.passed,
+            "reasons": list(self.reasons),
             "rung": found.rung,
             "source": found.source,
             "retained": found.retained,
@@ -65,14 +73,15 @@ class Carried:
         }
 
     def render(self) -> str:
-        """For people: one line, and one for each cheaper rung."""
+        """For people: one line, one for each reason against it, one for each rung not taken."""
         found = self.evidence
         line = f"{self.name}: {found.rung}, {share_text(found.retained)} of its gain kept"
         line += f", {found.seconds:.1f} s"
         if found.retrain_seconds:
             line += f" ({found.seconds / found.retrain_seconds:.1%} of training it anew)"
         line += f", examined in {found.examine_seconds:.0f} s"
-        return "\n".join([line, *(f"  not {rung}: {why}" for rung, why in found.tried)])
+        against = [f"  {why}" for why in self.reasons]
+        return "\n".join([line, *against, *(f"  not {rung}: {why}" for rung, why in found.tried)])
 
 
 def share_text(retained: float | None) -> str:
@@ -83,11 +92,19 @@ def share_text(retained: float | None) -> str:
 @dataclass(frozen=True)
 class _Judged:
     kept: tuple[Kept, ...]
-    reasons: tuple[str, ...]
+    lost: tuple[str, ...]
+    harmed: tuple[str, ...]
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return (*self.lost, *self.harmed)
 
     @property
     def least(self) -> float:
         return min((k.retained for k in self.kept if k.retained is not None), default=1.0)
+
+
+_Climbed = tuple[RungName, Moved, _Judged]
 
 
 def carry(move: Move, rungs: Sequence[RungName], keep: float = KEEP) -> Carried:
@@ -97,11 +114,12 @@ def carry(move: Move, rungs: Sequence[RungName], keep: float = KEEP) -> Carried:
     """
     working = examining = 0.0
     tried: list[tuple[RungName, str]] = []
-    best: tuple[RungName, Moved, _Judged] | None = None
+    climbed: list[_Climbed] = []
     for rung in rungs:
+        heed(move.should_stop, move.command)
         move.reporter.say(f"{move.layer.config.name}: trying to {rung}")
         began = time.monotonic()
-        moved = RUNGS[rung](move)
+        moved = _tried(move, rung)
         working += time.monotonic() - began
         if isinstance(moved, str):
             tried.append((rung, moved))
@@ -109,35 +127,38 @@ def carry(move: Move, rungs: Sequence[RungName], keep: float = KEEP) -> Carried:
         began = time.monotonic()
         judged = _judge(move, moved, keep)
         examining += time.monotonic() - began
-        if best is None or judged.least > best[2].least or not judged.reasons:
-            _drop(move, best)
-            best = rung, moved, judged
-        else:
-            _drop(move, (rung, moved, judged))
+        climbed.append((rung, moved, judged))
         if not judged.reasons:
             break
         tried.append((rung, "; ".join(judged.reasons)))
-    if best is None:
+    if not climbed:
         raise UsageError(
             f"{move.layer.config.name} cannot be carried to {move.onto.label}",
             faults=[f"{rung}: {why}" for rung, why in tried],
         )
+    best = max(climbed, key=lambda each: (not each[2].reasons, each[2].least))
+    for _, moved, _ in climbed:
+        if moved.layer.digest != best[1].layer.digest:  # let `collect` sweep it
+            move.store.remove_root(moved.layer.digest)
     return _recorded(move, best, tried, (working, examining))
 
 
-def _drop(move: Move, lost: tuple[RungName, Moved, _Judged] | None) -> None:
-    """Let `collect` sweep a layer that is not taken, unless a run of its own keeps it."""
-    if lost is not None and lost[0] in ("copy", "project"):
-        move.store.remove_root(lost[1].layer.digest)
+def _tried(move: Move, rung: RungName) -> Moved | str:
+    """What a rung makes, or why it does not apply. Stopped, it is the move that goes on."""
+    try:
+        return RUNGS[rung](move)
+    except TrainInterrupted as stopped:
+        raise TrainInterrupted(stopped.message, hint=f"go on with: {move.command}") from None
 
 
 def _recorded(
     move: Move,
-    best: tuple[RungName, Moved, _Judged],
+    best: _Climbed,
     tried: Sequence[tuple[RungName, str]],
     seconds: tuple[float, float],
 ) -> Carried:
     rung, moved, judged = best
+    cost = cost_of(move.store, move.layer)
     evidence = CarriedEvidence(
         created=runs.now().isoformat(),
         rung=rung,
@@ -148,21 +169,11 @@ def _recorded(
         tried=tuple(item for item in tried if item[0] != rung),
         seconds=round(seconds[0], 2),
         examine_seconds=round(seconds[1], 2),
-        retrain_seconds=retrain_seconds(move),
+        retrain_seconds=cost.seconds if cost else None,
     )
     move.store.put_evidence(CARRIED_TYPE, evidence, moved.layer)
     name = move.layer.config.name
-    return Carried(name, moved.layer, moved.stack, evidence, not judged.reasons)
-
-
-def retrain_seconds(move: Move) -> float | None:
-    """What training the layer took, its own or the one it was carried from; None if unknown."""
-    for digest in (move.layer.digest, *(s.layer for s in move.layer.config.sources)):
-        if move.store.has(digest):
-            costs = move.store.evidence(digest, COST_TYPE, CostEvidence)
-            if costs:
-                return costs[-1].seconds
-    return None
+    return Carried(name, moved.layer, moved.stack, evidence, judged.lost, judged.harmed)
 
 
 # -- judging -------------------------------------------------------------------------------------
@@ -174,20 +185,28 @@ def _judge(move: Move, moved: Moved, keep: float) -> _Judged:
     inherited = carried(store, move.onto.layers)
     beneath = parent_of(store, move.old)
     assert beneath is not None  # its top is the layer
-    was, was_without = sit(store, move.old, own, reporter), sit(store, beneath, own, reporter)
-    now = sit(store, moved.stack, [*own, *inherited], reporter)
-    now_without = sit(store, move.onto, inherited, reporter)
+    asked = (
+        (move.old, own),
+        (beneath, own),
+        (moved.stack, [*own, *inherited]),
+        (move.onto, inherited),
+    )
+    found: list[list[ExamResult]] = []
+    for stack, exams in asked:
+        heed(move.should_stop, move.command)
+        found.append(sit(store, stack, exams, reporter))
+    was, was_without, now, now_without = found
     kept = tuple(
         Kept(
             exam=exam.name,
             layer=exam.layer,
             metric=exam.scorer.metric,
-            before=score_of(found[0]).value,
-            after=score_of(found[2]).value,
-            retained=_retained(exam, found),
+            before=score_of(three[0]).value,
+            after=score_of(three[2]).value,
+            retained=_retained(exam, three),
         )
         for exam in own
-        if (found := _three(exam, was, was_without, now)) is not None
+        if (three := _three(exam, was, was_without, now)) is not None
     )
     theirs = {exam.key for exam in inherited}
     worse = verdict(
@@ -199,12 +218,12 @@ def _judge(move: Move, moved: Moved, keep: float) -> _Judged:
             if result.exam.key in theirs
         ]
     )
-    lost = [
+    lost = tuple(
         f"{k.exam}: {k.retained:.0%} of the gain kept, {keep:.0%} asked"
         for k in kept
         if k.retained is not None and k.retained < keep
-    ]
-    return _Judged(kept, (*lost, *worse.reasons))
+    )
+    return _Judged(kept, lost, tuple(worse.reasons))
 
 
 def _both(before: Sequence[ExamResult], after: Sequence[ExamResult]) -> list[ExamResult]:

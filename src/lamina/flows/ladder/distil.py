@@ -5,10 +5,10 @@ stack (SSR, arXiv:2403.01244; Trans-LoRA, arXiv:2405.17258): text, so base, shap
 differ. Where the shapes agree, training starts from the layer's own factors.
 """
 
-from lamina.core.manifests import COST_TYPE, CostEvidence
 from lamina.core.recipe import Recipe
 from lamina.data.example import Example
 from lamina.flows import learn, rehearsal
+from lamina.flows.descent import cost_of
 from lamina.flows.ladder.rung import Move, Moved
 from lamina.flows.ladder.training import opened, run_of, tokens_of
 from lamina.flows.synthesis import write_rows
@@ -17,8 +17,9 @@ from lamina.stack.compile import compile_stack
 LEAST_WRITTEN, MOST_WRITTEN = 32, 192
 """Rows that the old stack writes beside the rehearsal set."""
 SHARE_WRITTEN = 0.1
-"""Tokens in them, as a share of the tokens that the layer was trained on: writing a token costs
-about twice as much as training on it."""
+"""Tokens in them, as a share of the tokens that the layer was trained on."""
+COST_OF_WRITING = 2.0
+"""Writing a token costs about this many times what training on it does."""
 SHARE_WARM, SHARE_FRESH = 0.15, 0.35
 """Tokens trained on, as a share of what the layer was trained on: warm and from scratch."""
 LEAST_EPOCHS, MOST_EPOCHS = 0.5, 6.0
@@ -53,25 +54,19 @@ def _rows(move: Move, rows: tuple[Example, ...]) -> tuple[Example, ...]:
 
 def _written(move: Move, rows: tuple[Example, ...]) -> int:
     """How many rows to write."""
-    trained = _trained_tokens(move)
-    if trained is None:
+    cost = cost_of(move.store, move.layer)
+    if cost is None:
         return MOST_WRITTEN
     a_row = tokens_of(rows) / len(rows)
-    return round(min(MOST_WRITTEN, max(LEAST_WRITTEN, SHARE_WRITTEN * trained / a_row)))
-
-
-def _trained_tokens(move: Move) -> int | None:
-    """Tokens that the layer was trained on; None where that is not on record."""
-    costs = move.store.evidence(move.layer.digest, COST_TYPE, CostEvidence)
-    return costs[-1].tokens if costs else None
+    return round(min(MOST_WRITTEN, max(LEAST_WRITTEN, SHARE_WRITTEN * cost.tokens / a_row)))
 
 
 def _recipe(move: Move, taught: int) -> Recipe:
     """The layer's own recipe, as short as the record of its training allows."""
-    recipe = opened(move.layer)
+    recipe = opened(move.store, move.layer)
     share = SHARE_WARM if move.same_shapes else SHARE_FRESH
-    trained = _trained_tokens(move)
-    epochs = UNKNOWN_EPOCHS if trained is None else share * trained / taught
+    cost = cost_of(move.store, move.layer)
+    epochs = UNKNOWN_EPOCHS if cost is None else share * cost.tokens / taught
     return recipe.model_copy(
         update={"epochs": round(min(MOST_EPOCHS, max(LEAST_EPOCHS, epochs)), 2)}
     )

@@ -1,11 +1,13 @@
 """What every rung is given, and what it gives back."""
 
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from lamina.bases.header import shapes_in
 from lamina.core.digest import digest_json
+from lamina.core.errors import TrainInterrupted
 from lamina.core.manifests import Descriptor, StackedLayer
 from lamina.core.report import Reporter
 from lamina.stack.compile import base_directory
@@ -72,6 +74,23 @@ class Moved:
 
     layer: Descriptor
     stack: ResolvedStack
+
+
+def heed(should_stop: Callable[[], bool], command: str) -> None:
+    """Raise TrainInterrupted, saying how to go on, when somebody asked to stop."""
+    if should_stop():
+        raise TrainInterrupted(
+            "stopped between two examinations; nothing is lost", hint=f"go on with: {command}"
+        )
+
+
+def typed(verb: str, stack: str, options: Mapping[str, object]) -> str:
+    """The command with those of its options that are given; a sequence gives one several times."""
+    words = ["lamina", verb, stack]
+    for option, value in options.items():
+        for each in value if isinstance(value, list | tuple) else (value,):
+            words += [] if each is None else [option, str(each)]
+    return shlex.join(words)
 
 
 class Rung(Protocol):

@@ -3,18 +3,27 @@ that was stopped goes on where it was."""
 
 import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from lamina.core.manifests import DataFingerprint
 from lamina.core.recipe import Recipe
 from lamina.data import seen
 from lamina.data.example import Example
-from lamina.flows import rehearsal, runs, seen_rows
+from lamina.data.readers.chat import CHAT
+from lamina.flows import at_hand, rehearsal, runs, seen_rows
+from lamina.flows.descent import trainings
 from lamina.flows.ladder.rung import Move
 from lamina.flows.questions import exam_bytes
 from lamina.stack.resolve import ResolvedLayer
+from lamina.store.layout import Store
 
 
-def opened(layer: ResolvedLayer) -> Recipe:
-    """The layer's recipe with the length of its schedule open again and nothing held out."""
+def opened(store: Store, layer: ResolvedLayer) -> Recipe:
+    """The layer's recipe with the length of its schedule open again.
+
+    An update mixes and protects for the factors that it starts from: from there on, the layers
+    beneath are rehearsed as by default.
+    """
     config = layer.config
     values = (config.recipe or Recipe()).model_dump() | {
         "rank": config.rank,
@@ -23,8 +32,9 @@ def opened(layer: ResolvedLayer) -> Recipe:
         "steps": None,
         "stop_after": None,
         "warmup_steps": None,
-        "held_out": 0.0,
     }
+    if any(each.config.origin == "updated" for each in trainings(store, layer)[0]):
+        values |= Recipe().model_dump(include={"rehearsal", "rehearse", "protect"})
     return Recipe.parse(values, f"the recipe of {config.name}")
 
 
@@ -49,6 +59,7 @@ def run_of(
         shutil.rmtree(directory)  # what it made was swept
     learned = rows()
     distilled = rung == "distil"
+    data = () if distilled else _data(move)
     spec = runs.RunSpec(
         id=name,
         created=runs.now().isoformat(),
@@ -56,15 +67,15 @@ def run_of(
         on=move.onto.label,
         stack=move.onto.config,
         recipe=recipe(tokens_of(learned)),
-        format="chat",
-        files=layer.config.data.files if layer.config.data and not distilled else (),
-        sources=tuple(move.data),
+        format=data[0].format if data else CHAT.name,
+        files=tuple(dict.fromkeys(file for each in data for file in each.files)),
+        sources=() if distilled else _sources(move),
         duplicates=0,
-        skipped=0,
+        skipped=sum(each.skipped for each in data),
         licence=layer.config.licence,
         author=layer.config.author,
         exams=layer.config.exams,
-        private=layer.manifest.blob(seen_rows.FILE) is None,
+        private=seen_rows.is_private(layer),
         force=True,
         origin="distilled" if distilled else "trained",
         start=layer.digest if distilled and move.same_shapes else None,
@@ -82,6 +93,21 @@ def run_of(
         travelling=rehearsal.of_layers(move.store, [layer]),
         seen=seen.pack(seen_rows.of_layer(move.store, layer)),
     )
+
+
+def _data(move: Move) -> tuple[DataFingerprint, ...]:
+    """What the layer was trained on, newest training first."""
+    layers, _ = trainings(move.store, move.layer)
+    return tuple(each.config.data for each in layers if each.config.data)
+
+
+def _sources(move: Move) -> tuple[str, ...]:
+    """Where the rows of all of the layer's trainings lie on this machine."""
+    if move.data:
+        return tuple(str(Path(file).absolute()) for file in move.data)
+    layers, _ = trainings(move.store, move.layer)
+    found = (at_hand.sources_of(move.store, each.digest) or () for each in layers)
+    return tuple(dict.fromkeys(source for some in found for source in some))
 
 
 def tokens_of(rows: Sequence[Example]) -> int:
