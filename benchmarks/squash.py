@@ -170,7 +170,8 @@ def main() -> None:
         with home(given.home) as directory:
             store = Store.open(directory)
             ensure(store, BASE, Log())
-            row["ship8_of_64"] = ship_narrow(store, given)
+            row["ship"] = ship_narrow(store, given)
+            row["ship8_of_64"] = row["ship"].pop("share")
     emit("squash", row, keep=given.keep)
 
 
