@@ -74,6 +74,24 @@ def test_turning_back_undoes_turning_and_leaves_values_alone():
     exact(turned, qkv)
 
 
+def test_head_norm_and_its_gradient():
+    heads = heads_of((3, 1, 32))
+    qkv, g = randn(6, width(heads)), randn(6, width(heads), seed=1)
+    weights = randn(32, seed=2), randn(32, seed=3)
+    x = qkv[:, :128].reshape(6, 4, 32).clone().requires_grad_()
+    parts = (
+        nn.functional.rms_norm(x[:, :3], (32,), weights[0], EPS),
+        nn.functional.rms_norm(x[:, 3:], (32,), weights[1], EPS),
+    )
+    y = torch.cat(parts, 1).flatten(1)
+    y.backward(g[:, :128])
+    normed, grad = qkv.clone(), g.clone()
+    kept = reference.head_norm(normed, weights, EPS, heads)
+    exact(normed, torch.cat([y.detach(), qkv[:, 128:]], 1))
+    reference.head_norm_backward(kept, weights, grad, heads)
+    exact(grad, torch.cat([x.grad.flatten(1), g[:, 128:]], 1))
+
+
 @pytest.mark.parametrize("lengths", LENGTHS[:4])
 @pytest.mark.parametrize("shape", SHAPES[:2])
 def test_attention_and_its_gradient(lengths, shape):
@@ -158,6 +176,20 @@ class TestNative:
         reference.rotate(wide, where, heads, back=back)
         native.rotate(qkv, where, heads, back=back)
         close(qkv, wide)
+
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_head_norm(self, shape):
+        heads = heads_of(shape)
+        qkv, g = (randn(13, width(heads), seed=s, dtype=torch.bfloat16) for s in (0, 1))
+        weights = tuple(randn(heads.size, seed=s, dtype=torch.bfloat16) for s in (2, 3))
+        exact_weights = tuple(w.double() for w in weights)
+        wide, wide_g = qkv.double(), g.double()
+        kept = reference.head_norm(wide, exact_weights, EPS, heads)
+        reference.head_norm_backward(kept, exact_weights, wide_g, heads)
+        ours = native.head_norm(qkv, weights, EPS, heads)
+        native.head_norm_backward(ours, weights, g, heads)
+        close(qkv, wide)
+        close(g, wide_g)
 
     @pytest.mark.parametrize("lengths", LENGTHS)
     @pytest.mark.parametrize("shape", SHAPES)

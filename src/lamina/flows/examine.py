@@ -22,8 +22,9 @@ from lamina.stack.compile import compile_stack
 from lamina.stack.resolve import ResolvedStack, of_config, of_descriptor, resolve
 from lamina.store.layout import Store
 
-ENGINE = digest_json({"dtype": "bfloat16", "sampling": "greedy", "version": 1})
-"""What besides stack and questions decides an answer. Raise the version when sampling changes."""
+ENGINE = digest_json({"dtype": "bfloat16", "sampling": "greedy", "version": 2})
+"""What besides stack and questions decides an answer. Raise the version when sampling or scoring
+changes."""
 
 
 @dataclass(frozen=True)

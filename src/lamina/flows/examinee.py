@@ -1,8 +1,10 @@
 """A compiled stack that sits exams: the same model and sampling code that chat and serving use."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
+from torch import nn
 
 from lamina.bases.sample import generate
 from lamina.core.errors import DataError
@@ -12,6 +14,7 @@ from lamina.stack.compile import Compiled
 from lamina.tokens.batch import collate
 from lamina.tokens.mask import Encoded, encode_all
 from lamina.tokens.pack import plan_batches
+from lamina.train.fused import FusedDecoder, fuse
 from lamina.train.objective import token_losses
 
 BATCH_TOKENS = 4096
@@ -25,6 +28,11 @@ class StackExaminee:
     def __init__(self, compiled: Compiled) -> None:
         self._compiled = compiled
         self._format = compiled.format
+
+    @cached_property
+    def _scorer(self) -> nn.Module | FusedDecoder:
+        """What likelihoods come from: the forward that training uses."""
+        return fuse(self._compiled.model)[0] or self._compiled.model
 
     def answer(
         self, prompts: Sequence[Prompt], max_new_tokens: int, progress: Progress
@@ -87,7 +95,7 @@ class StackExaminee:
         done = 0
         for batch_rows in plan:
             batch = collate([rows[i] for i in batch_rows], self._compiled.pad_id)
-            losses = token_losses(self._compiled.model, batch).double()
+            losses = token_losses(self._scorer, batch).double()
             sums = torch.zeros(len(batch_rows), dtype=torch.float64)
             sums.index_add_(0, batch.row_of_target, losses.cpu())
             counts = torch.bincount(batch.row_of_target, minlength=len(batch_rows))

@@ -453,6 +453,46 @@ void swiglu_backward(u16* gu, const u16* gh, long N, long F) {
                                  _mm512_mul_ps(s, _mm512_fmadd_ps(g, _mm512_sub_ps(one, s), one))));
         }
 }
+// Queries and keys (N, H + K, D), with row stride, each head by itself: x becomes w x / rms(x).
+// kept (N, H + K, D) contiguous gets x as it was, rstd (N, H + K) 1 / rms(x)
+void head_norm_forward(u16* qk, u16* kept, float* rstd, const u16* wq, const u16* wk, long N,
+                       long H, long K, long D, long stride, float eps) {
+#pragma omp parallel for schedule(static)
+    for (long n = 0; n < N; n++)
+        for (long h = 0; h < H + K; h++) {
+            u16 *x = qk + n * stride + h * D, *old = kept + (n * (H + K) + h) * D;
+            const u16* w = h < H ? wq : wk;
+            __m512 sum = _mm512_setzero_ps();
+            for (long d = 0; d < D; d += 16) {
+                __m512 a = ld(x + d);
+                sum = _mm512_fmadd_ps(a, a, sum);
+            }
+            float r = 1.0f / sqrtf(_mm512_reduce_add_ps(sum) / (float)D + eps);
+            rstd[n * (H + K) + h] = r;
+            memcpy(old, x, D * 2);
+            for (long d = 0; d < D; d += 16)
+                st(x + d, _mm512_mul_ps(_mm512_mul_ps(ld(x + d), _mm512_set1_ps(r)), ld(w + d)));
+        }
+}
+// g (N, H + K, D), with row stride, becomes the gradient of what head_norm_forward was given
+void head_norm_backward(const u16* kept, const float* rstd, const u16* wq, const u16* wk, u16* g,
+                        long N, long H, long K, long D, long stride) {
+#pragma omp parallel for schedule(static)
+    for (long n = 0; n < N; n++)
+        for (long h = 0; h < H + K; h++) {
+            u16* gs = g + n * stride + h * D;
+            const u16 *x = kept + (n * (H + K) + h) * D, *w = h < H ? wq : wk;
+            float r = rstd[n * (H + K) + h];
+            __m512 sum = _mm512_setzero_ps(), rr = _mm512_set1_ps(r);
+            for (long d = 0; d < D; d += 16)
+                sum = _mm512_fmadd_ps(_mm512_mul_ps(ld(x + d), ld(w + d)), ld(gs + d), sum);
+            __m512 m = _mm512_set1_ps(_mm512_reduce_add_ps(sum) * r * r / (float)D);
+            for (long d = 0; d < D; d += 16) {
+                __m512 wg = _mm512_mul_ps(ld(w + d), ld(gs + d));
+                st(gs + d, _mm512_mul_ps(rr, _mm512_fnmadd_ps(ld(x + d), m, wg)));
+            }
+        }
+}
 // x (N, heads, D) with row stride; cos, sin (N, D/2) float32, sign -1 turns back; in place
 void rotate(u16* x, long stride, const float* cos_, const float* sin_, long N, long heads, long D,
             float sign) {

@@ -43,6 +43,30 @@ def norm_backward(
     )
 
 
+def head_norm(
+    qkv_NW: Tensor, weights: tuple[Tensor, Tensor], eps: float, heads: Heads
+) -> tuple[Tensor, Tensor]:
+    """See `reference.head_norm`."""
+    n, count = len(qkv_NW), heads.queries + heads.keys
+    kept_NQ, rstd_NH = qkv_NW.new_empty(n, count * heads.size), torch.empty(n, count)
+    library().head_norm_forward(
+        *map(_at, (qkv_NW, kept_NQ, rstd_NH, *weights)), *_cut(qkv_NW, heads), _float(eps)
+    )
+    return kept_NQ, rstd_NH
+
+
+def head_norm_backward(
+    kept: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor], grad_NW: Tensor, heads: Heads
+) -> None:
+    """See `reference.head_norm_backward`."""
+    library().head_norm_backward(*map(_at, (*kept, *weights, grad_NW)), *_cut(grad_NW, heads))
+
+
+def _cut(qkv_NW: Tensor, heads: Heads) -> tuple[ctypes.c_long, ...]:
+    sizes = (len(qkv_NW), heads.queries, heads.keys, heads.size, qkv_NW.stride(0))
+    return tuple(map(_long, sizes))
+
+
 def swiglu(gu_NF: Tensor) -> Tensor:
     """See `reference.swiglu`."""
     n, f = len(gu_NF), gu_NF.shape[1] // 2
@@ -104,6 +128,5 @@ def _parts(qkv_NW: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _sizes(qkv_NW: Tensor, places: Places, heads: Heads) -> list[object]:
-    n, starts = len(qkv_NW), places.starts_S
-    sizes = (len(starts) - 1, n, heads.queries, heads.keys, heads.size, qkv_NW.stride(0))
-    return [_at(starts), *map(_long, sizes), _float(heads.scale)]
+    starts = places.starts_S
+    return [_at(starts), _long(len(starts) - 1), *_cut(qkv_NW, heads), _float(heads.scale)]

@@ -32,6 +32,43 @@ def norm_backward(
     gx_NC += (r * (wg - x * r.square() * (x * wg).mean(-1, keepdim=True))).to(gx_NC.dtype)
 
 
+def head_norm(
+    qkv_NW: Tensor, weights: tuple[Tensor, Tensor], eps: float, heads: Heads
+) -> tuple[Tensor, Tensor]:
+    """`norm` of each query and key head by itself, by the weight (D,) of queries and of keys.
+
+    Mutates qkv; returns what queries and keys were (N, (H + K) * D), and each 1 / rms (N, H + K).
+    """
+    qk = _turned(qkv_NW, heads)
+    kept = qk.clone()
+    wide = _wide(kept)
+    rstd = torch.rsqrt(wide.square().mean(-1) + eps)
+    qk.copy_(wide * rstd[..., None] * _by_head(weights, heads))
+    return kept.flatten(1), rstd
+
+
+def head_norm_backward(
+    kept: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor], grad_NW: Tensor, heads: Heads
+) -> None:
+    """The gradient of what `head_norm` was given, of which `kept` is the result. Mutates grad."""
+    x, r = _wide(kept[0]).view(len(grad_NW), -1, heads.size), kept[1][..., None]
+    g = _turned(grad_NW, heads)
+    wg = _by_head(weights, heads) * _wide(g)
+    g.copy_(r * (wg - x * r.square() * (x * wg).mean(-1, keepdim=True)))
+
+
+def _turned(qkv_NW: Tensor, heads: Heads) -> Tensor:
+    """(N, H + K, D): queries and keys, sharing memory."""
+    count = heads.queries + heads.keys
+    return qkv_NW[:, : count * heads.size].view(len(qkv_NW), count, heads.size)
+
+
+def _by_head(weights: tuple[Tensor, Tensor], heads: Heads) -> Tensor:
+    """(H + K, D): the weight of each query and key head."""
+    queries, keys = map(_wide, weights)
+    return torch.cat([queries.expand(heads.queries, -1), keys.expand(heads.keys, -1)])
+
+
 def swiglu(gu_NF: Tensor) -> Tensor:
     """(N, 2F): g beside u -> (N, F): silu(g) u (arXiv:2002.05202)."""
     g, u = _wide(gu_NF).chunk(2, dim=-1)
@@ -51,8 +88,7 @@ def rotate(qkv_NW: Tensor, places: Places, heads: Heads, *, back: bool = False) 
 
     Channel d of the first half of a head goes with channel d of its second half.
     """
-    count = heads.queries + heads.keys
-    qk = qkv_NW[:, : count * heads.size].view(len(qkv_NW), count, heads.size)
+    qk = _turned(qkv_NW, heads)
     a, b = _wide(qk).chunk(2, dim=-1)
     cos, sin = (_wide(t)[:, None].to(a.dtype) for t in (places.cos_NR, places.sin_NR))
     sin = -sin if back else sin

@@ -21,7 +21,7 @@ from lamina.kernels.sizes import Heads, Places
 from lamina.lowrank.group import Group
 from lamina.tokens.batch import Batch
 
-FAMILIES = frozenset({"llama", "mistral", "qwen2"})
+FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
 """Model types whose decoder layers are of the plain kind."""
 TOLERANCE = {torch.bfloat16: 3e-2, torch.float32: 1e-4, torch.float64: 1e-5}
 """Largest relative difference to the model's own hidden states on the check's sequences; models
@@ -43,6 +43,10 @@ class _Layer:
     norm_mid: Tensor
     eps: float
     heads: Heads
+    head_norms: tuple[Tensor, Tensor] | None
+    """Weights of the norms of queries and keys, head by head, where there are such."""
+    rotated: bool
+    """Whether queries and keys are turned by their places."""
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -58,6 +62,7 @@ class _Kept(NamedTuple):
 
     x: Tensor
     rstd_in: Tensor
+    raw_heads: tuple[Tensor, Tensor] | None
     qkv: Tensor
     attended: Tensor
     lse: Tensor
@@ -71,14 +76,18 @@ def _forward(ops: ModuleType, layer: _Layer, x_NC: Tensor, places: Places) -> tu
     """x + attention(norm(x)), then + mlp(norm(that)). Mutates nothing that it is given."""
     normed, rstd_in = ops.norm(x_NC, layer.norm_in, layer.eps)
     qkv, u_qkv = layer.qkv.forward(normed)
-    ops.rotate(qkv, places, layer.heads)
+    raw = None
+    if layer.head_norms is not None:
+        raw = ops.head_norm(qkv, layer.head_norms, layer.eps, layer.heads)
+    if layer.rotated:
+        ops.rotate(qkv, places, layer.heads)
     attended, lse = ops.attention(qkv, places, layer.heads)
     mid, u_out = layer.out.forward(attended, x_NC)
     normed, rstd_mid = ops.norm(mid, layer.norm_mid, layer.eps)
     gu, u_up = layer.up.forward(normed)
     y_NC, u_down = layer.down.forward(ops.swiglu(gu), mid)
     us = (u_qkv, u_out, u_up, u_down)
-    return y_NC, _Kept(x_NC, rstd_in, qkv, attended, lse, mid, rstd_mid, gu, us)
+    return y_NC, _Kept(x_NC, rstd_in, raw, qkv, attended, lse, mid, rstd_mid, gu, us)
 
 
 def _backward(
@@ -93,7 +102,10 @@ def _backward(
     ops.norm_backward(kept.mid, layer.norm_mid, kept.rstd_mid, gn, g_NC)
     ga = layer.out.backward(kept.attended, u_out, g_NC)
     gq = ops.attention_backward(kept.qkv, kept.attended, kept.lse, ga, places, layer.heads)
-    ops.rotate(gq, places, layer.heads, back=True)
+    if layer.rotated:
+        ops.rotate(gq, places, layer.heads, back=True)
+    if kept.raw_heads is not None:
+        ops.head_norm_backward(kept.raw_heads, layer.head_norms, gq, layer.heads)
     normed, _ = ops.norm(kept.x, layer.norm_in, layer.eps)
     gn = layer.qkv.backward(normed, u_qkv, gq, need_dx=need_dx)
     if gn is None:
@@ -234,6 +246,7 @@ def why_not(model: nn.Module) -> str:
 
 def _layer(module: Any, heads: Heads) -> _Layer:
     attention, mlp = module.self_attn, module.mlp
+    norms: list[Any] = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
     return _Layer(
         qkv=Group([attention.q_proj, attention.k_proj, attention.v_proj]),
         out=Group([attention.o_proj]),
@@ -243,6 +256,8 @@ def _layer(module: Any, heads: Heads) -> _Layer:
         norm_mid=module.post_attention_layernorm.weight.data,
         eps=module.input_layernorm.variance_epsilon,
         heads=heads,
+        head_norms=(norms[0].weight.data, norms[1].weight.data) if all(norms) else None,
+        rotated=bool(getattr(attention, "use_rope", True)),
     )
 
 
