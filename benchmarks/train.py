@@ -49,6 +49,8 @@ PEERS = ("trl_default", "trl_tuned", "peft_loop")
 WARM = 2
 """Steps before the clock starts."""
 RATE, RANK, MAX_LENGTH = 3e-4, 16, 1024
+PATIENCE = 3
+"""A contestant that has not reached the loss after so many times the tokens has missed it."""
 BATCH = 8
 FILES = {"gsm8k": "train_gsm8k.jsonl", "dolly": "train_dolly_small.jsonl"}
 
@@ -280,7 +282,7 @@ CONTESTANTS = {
 def main() -> None:
     """Measure and print; or be one contestant."""
     arguments = parser(__doc__, data=True)
-    arguments.add_argument("--quick", action="store_true", help="a few steps each, no time to loss")
+    arguments.add_argument("--quick", action="store_true", help="a few steps each")
     arguments.add_argument("--rows-of", choices=FILES, default="gsm8k")
     arguments.add_argument("--rows", type=int, default=400)
     arguments.add_argument("--repeats", type=int, default=3)
@@ -294,7 +296,7 @@ def main() -> None:
         _contest(given)
         return
     if given.quick:
-        given.rows, given.repeats, given.seconds, given.until = 24, 1, 1.0, 0
+        given.rows, given.repeats, given.seconds, given.until = 24, 1, 0.5, 400
     with home(given.home) as directory:
         store = Store.open(directory)
         ensure(store, BASE, Log())
@@ -352,19 +354,22 @@ def measure(base: Path, work: Path, given: Any) -> dict[str, Any]:
 
 def _times(names: list[str], base: Path, work: Path, given: Any) -> dict[str, Any]:
     """Seconds of training until the loss that lamina has after `--until` tokens."""
-    every = max(1000, given.until // 8)
+    every = max(200, given.until // 16)
     first = _run("lamina", base, work, most=given.until, every=every)
     target = first["losses"][-1][2]
-    seconds, used = {}, {}
+    seconds, used, missed = {}, {}, []
     for name in names:
-        last = _run(name, base, work, until=target, every=every)["losses"][-1]
+        most = PATIENCE * given.until
+        last = _run(name, base, work, until=target, every=every, most=most)["losses"][-1]
         used[name], seconds[name] = last[0], last[1]
+        missed += [name] if last[2] > target else []
     ratio = {name: round(seconds[name] / seconds["lamina"], 2) for name in names[1:]}
     keys = {"trl_default": "vs_trl_default", "trl_tuned": "vs_tuned", "peft_loop": "vs_peft_loop"}
     return {
         "loss": round(target, 4),
         "seconds_to_loss": seconds,
         "tokens_to_loss": used,
+        "not_reached": missed,
         **{keys[name]: value for name, value in ratio.items()},
     }
 

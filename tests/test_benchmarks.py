@@ -20,6 +20,7 @@ KEYS = {
     "contributors": {"inherited_worse", "min_gain_ratio"},
     "refresh": {"cost_ratio", "exam_ratio"},
     "rebase": {"sibling"},
+    "train": {"vs_trl_default", "vs_tuned", "vs_peft_loop", "roofline", "memory_vs_trl"},
     "squash": {"rel_error", "peak_over_factors", "seconds", "ship8_of_64"},
 }
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamina.core.digest import digest_bytes, short
+from lamina.core.digest import Digest, digest_bytes, short
 from lamina.core.errors import UsageError
 from lamina.core.manifests import ExamSpec, StackedLayer
 from lamina.core.names import LATEST, Name, parse_reference
@@ -92,7 +92,7 @@ def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run | No
     index = layer_index(stack, request.layer)
     layer = stack.layers[index]
     name = _name(store, request, stack, index)
-    _refuse_fork(store, stack, index, name)
+    older = _superseded(store, stack, index, name)
     dataset = read(
         request.data, format=request.format, skip_bad=request.skip_bad, licence=request.licence
     )
@@ -107,7 +107,7 @@ def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run | No
     if parts.all_old and "rehearse" not in dict(request.overrides):
         # a sample would be learned by heart; where every old row is at hand, its label is the truth
         recipe = recipe.model_copy(update={"rehearse": "labels"})
-    spec = _spec(request, stack, index, name, recipe, dataset, parts)
+    spec = _spec(request, stack, index, name, older, recipe, dataset, parts)
     return runs.create(
         store.runs_dir / spec.id,
         spec,
@@ -163,16 +163,26 @@ def _name(store: Store, request: Request, stack: ResolvedStack, index: int) -> N
     return name
 
 
-def _refuse_fork(store: Store, stack: ResolvedStack, index: int, name: Name) -> None:
-    """Raise UsageError where a next version would stand beside the one that there is already."""
+def _superseded(store: Store, stack: ResolvedStack, index: int, name: Name) -> Digest | None:
+    """The layer of which the update is the next version; None where it branches off.
+
+    It branches off under a name of its own: another one, or that of a copy of a stack whose layer
+    has a newer version elsewhere. Raises UsageError where a next version would stand beside the
+    one that there is already.
+    """
     layer = stack.layers[index]
+    own = name.name == layer.config.name
+    if not own and not _named_by_its_top(stack, index, name):
+        return None
     lineage = Lineage.of(store)
     newest = lineage.newest(layer.digest)
-    if newest == layer.digest or not _is_own(stack, index, name):
-        return
+    if newest == layer.digest:
+        return layer.digest
+    if not own:
+        return None
+    reference = parse_reference(stack.label)
     known = lineage.named(newest)
     called = str(known.name) if known else f"@{short(newest)}"
-    reference = parse_reference(stack.label)
     then = "; or branch off: --as NAME"
     if index < len(stack.layers) - 1 and isinstance(reference, Name):
         then = f", then lamina refresh {reference.name}"
@@ -180,6 +190,13 @@ def _refuse_fork(store: Store, stack: ResolvedStack, index: int, name: Name) -> 
         f"{layer.config.name} has a newer version ({called})",
         hint=f"lamina update {known.name.name if known else called} --data …{then}",
     )
+
+
+def _named_by_its_top(stack: ResolvedStack, index: int, name: Name) -> bool:
+    """Whether the layer is the top of the stack that already has this name."""
+    reference = parse_reference(stack.label)
+    top = index == len(stack.layers) - 1
+    return top and isinstance(reference, Name) and name.name == reference.name
 
 
 def recipe_of(layer: ResolvedLayer, request: Request) -> Recipe:
@@ -308,15 +325,6 @@ def _question(item: ExamItem) -> str:
     return question_digest(item.prompt, item.example.text if item.example else None)
 
 
-def _is_own(stack: ResolvedStack, index: int, name: Name) -> bool:
-    """Under its own name an update is the layer's next version; under another it branches off."""
-    reference = parse_reference(stack.label)
-    own = {stack.layers[index].config.name}
-    if index == len(stack.layers) - 1 and isinstance(reference, Name):
-        own.add(reference.name)
-    return name.name in own
-
-
 # -- words ---------------------------------------------------------------------------------------
 
 
@@ -339,6 +347,7 @@ def _spec(
     stack: ResolvedStack,
     index: int,
     name: Name,
+    older: Digest | None,
     recipe: Recipe,
     dataset: Dataset,
     parts: Parts,
@@ -366,6 +375,6 @@ def _spec(
         force=request.force,
         origin="updated",
         start=layer.digest,
-        supersedes=layer.digest if _is_own(stack, index, name) else None,
+        supersedes=older,
         layer_sources=(StackedLayer(layer=layer.digest),),
     )
