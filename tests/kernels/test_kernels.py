@@ -58,8 +58,31 @@ def test_swiglu_and_its_gradient():
     y.backward(gh)
     exact(reference.swiglu(gu.detach()), y.detach())
     inplace = gu.detach().clone()
-    reference.swiglu_backward(inplace, gh)
+    exact(reference.swiglu_backward(inplace, gh), y.detach())
     exact(inplace, gu.grad)
+
+
+def logits(n, v, k, dtype=torch.float64):
+    """Logits, what they should predict (one token twice where k allows), and the shares."""
+    index = torch.randint(v, (n, k), generator=torch.Generator().manual_seed(7))
+    index[:, -1] = index[:, 0]
+    share = 0.5 ** torch.arange(1, k + 1.0)
+    share[-1] *= 2  # sums to 1 exactly
+    return (4 * randn(n, v)).to(dtype), index, share.repeat(n, 1)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_cross_entropy_and_its_gradient(k):
+    z, index, share = logits(6, 37, k)
+    z.requires_grad_()
+    wanted = torch.zeros_like(z).scatter_add(1, index, share.double())
+    losses = nn.functional.cross_entropy(z, wanted, reduction="none")
+    losses.sum().backward()
+    inplace = z.detach().clone()
+    exact(reference.cross_entropy(inplace, index, share, gradient=False), losses.detach())
+    assert torch.equal(inplace, z)
+    exact(reference.cross_entropy(inplace, index, share, gradient=True), losses.detach())
+    exact(inplace, z.grad)
 
 
 def test_turning_back_undoes_turning_and_leaves_values_alone():
@@ -163,9 +186,30 @@ class TestNative:
         gh = randn(33, 48, seed=1, dtype=torch.bfloat16)
         close(native.swiglu(gu), reference.swiglu(gu.double()))
         wide = gu.double()
-        reference.swiglu_backward(wide, gh.double())
-        native.swiglu_backward(gu, gh)
+        h = reference.swiglu_backward(wide, gh.double())
+        close(native.swiglu_backward(gu, gh), h)
         close(gu, wide)
+
+    @pytest.mark.parametrize(("v", "k"), [(16, 1), (50, 1), (49152, 1), (333, 16)])
+    def test_cross_entropy(self, v, k):
+        z, index, share = logits(5, v, k, torch.bfloat16)
+        wide, before = z.double(), z.clone()
+        expected = reference.cross_entropy(wide, index, share, gradient=True)
+        close(native.cross_entropy(z, index, share, gradient=False), expected)
+        assert torch.equal(z, before)
+        close(native.cross_entropy(z, index, share, gradient=True), expected)
+        close(z, wide)
+        # what is left over after rounding each to bfloat16 stays small beside the whole
+        assert abs(z.double().sum(1)).max() < 1e-2
+
+    def test_cross_entropy_of_logits_far_apart(self):
+        z = torch.tensor([[3e4, -3e4, 0.0] + [-torch.inf] * 14]).bfloat16()
+        index, share = torch.tensor([[1]]), torch.ones(1, 1)
+        loss = native.cross_entropy(z, index, share, gradient=True)
+        assert float(loss) == pytest.approx(6e4, rel=1e-2)
+        torch.testing.assert_close(
+            z[0].float(), torch.eye(17)[0] - torch.eye(17)[1], rtol=0, atol=1e-30
+        )
 
     @pytest.mark.parametrize("back", [False, True])
     @pytest.mark.parametrize("shape", SHAPES)

@@ -9,9 +9,15 @@ from lamina.kernels.build import Unavailable, library
 
 
 def chosen(
-    dtype: torch.dtype, device: torch.device, channels: tuple[int, ...], head_size: int
+    dtype: torch.dtype,
+    device: torch.device,
+    channels: tuple[int, ...] = (),
+    head_size: int = 2 * native.LANES,
 ) -> tuple[ModuleType, str]:
-    """The module whose functions to call, and why it is not the native one ('' where it is)."""
+    """The module whose functions to call, and why it is not the native one ('' where it is).
+
+    `channels`, `head_size`: what the attention and the norms are to be called with, if they are.
+    """
     why = ""
     if device.type != "cpu":
         why = f"on {device.type}"

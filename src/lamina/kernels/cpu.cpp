@@ -389,6 +389,20 @@ INL __m512 ld(const u16* p) {
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
 INL void st(u16* p, __m512 x) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(x)); }
+INL __mmask16 lanes(long left) { return left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1); }
+INL __m512 ld(const u16* p, __mmask16 live) {
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(live, p)), 16));
+}
+INL void st(u16* p, __m512 x, __mmask16 live) {
+    _mm256_mask_storeu_epi16(p, live, (__m256i)_mm512_cvtneps_pbh(x));
+}
+INL float one(u16 x) {
+    u32 bits = (u32)x << 16;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+}
 INL __m512 sigmoid(__m512 x) {
     // 1 / (1 + e^-|x|), mirrored: no overflow
     __m512 e = exp512(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
@@ -438,8 +452,8 @@ void swiglu_forward(const u16* gu, u16* h, long N, long F) {
             st(h + n * F + f, _mm512_mul_ps(_mm512_mul_ps(g, sigmoid(g)), u));
         }
 }
-// gu becomes its own gradient
-void swiglu_backward(u16* gu, const u16* gh, long N, long F) {
+// gu becomes its own gradient, h what swiglu_forward gave
+void swiglu_backward(u16* gu, const u16* gh, u16* h, long N, long F) {
     __m512 one = _mm512_set1_ps(1.0f);
 #pragma omp parallel for schedule(static)
     for (long n = 0; n < N; n++)
@@ -447,6 +461,7 @@ void swiglu_backward(u16* gu, const u16* gh, long N, long F) {
             u16 *gp = gu + n * 2 * F + f, *up_ = gp + F;
             __m512 g = ld(gp), u = ld(up_), d = ld(gh + n * F + f), s = sigmoid(g),
                    a = _mm512_mul_ps(g, s);
+            st(h + n * F + f, _mm512_mul_ps(a, u));
             st(up_, _mm512_mul_ps(d, a));
             // silu' = s (1 + g (1 - s))
             st(gp, _mm512_mul_ps(_mm512_mul_ps(d, u),
@@ -492,6 +507,45 @@ void head_norm_backward(const u16* kept, const float* rstd, const u16* wq, const
                 st(gs + d, _mm512_mul_ps(rr, _mm512_fnmadd_ps(ld(x + d), m, wg)));
             }
         }
+}
+// z (N, V) logits; index (N, K) and share (N, K) what they should predict. losses (N) = log sum exp z
+// - sum_k share z[index]; with `gradient`, z becomes softmax(z) - shares
+void cross_entropy(u16* z, const int64_t* index, const float* share, float* losses, long N, long V,
+                   long K, long gradient) {
+#pragma omp parallel for schedule(static)
+    for (long n = 0; n < N; n++) {
+        u16* x = z + n * V;
+        const int64_t* at = index + n * K;
+        const float* part = share + n * K;
+        scratch.need((size_t)up(V, 16) * 4);
+        float* e = scratch.take<float>(up(V, 16));
+        float wanted = 0;
+        for (long k = 0; k < K; k++) wanted += part[k] * one(x[at[k]]);
+        const __m512 low = _mm512_set1_ps(-INFINITY);
+        __m512 top = low;
+        for (long v = 0; v < V; v += 16) {
+            __mmask16 live = lanes(V - v);
+            __m512 a = _mm512_mask_mov_ps(low, live, ld(x + v, live));
+            _mm512_storeu_ps(e + v, a);
+            top = _mm512_max_ps(top, a);
+        }
+        float m = _mm512_reduce_max_ps(top);
+        __m512 mm = _mm512_set1_ps(m), sum = _mm512_setzero_ps(), more = sum;
+        for (long v = 0; v < V; v += 16) {
+            __m512 a = exp512(_mm512_sub_ps(_mm512_loadu_ps(e + v), mm));
+            a = _mm512_maskz_mov_ps(lanes(V - v), a);
+            _mm512_storeu_ps(e + v, a);
+            // two sums: few large ones and many small ones lose less
+            (v & 16 ? more : sum) = _mm512_add_ps(v & 16 ? more : sum, a);
+        }
+        float total = _mm512_reduce_add_ps(sum) + _mm512_reduce_add_ps(more);
+        losses[n] = m + logf(total) - wanted;
+        if (!gradient) continue;
+        for (long k = 0; k < K; k++) e[at[k]] -= part[k] * total;
+        __m512 inverse = _mm512_set1_ps(1.0f / total);
+        for (long v = 0; v < V; v += 16)
+            st(x + v, _mm512_mul_ps(_mm512_loadu_ps(e + v), inverse), lanes(V - v));
+    }
 }
 // x (N, heads, D) with row stride; cos, sin (N, D/2) float32, sign -1 turns back; in place
 void rotate(u16* x, long stride, const float* cos_, const float* sin_, long N, long heads, long D,

@@ -75,10 +75,12 @@ def swiglu(gu_NF: Tensor) -> Tensor:
     return h_NF
 
 
-def swiglu_backward(gu_NF: Tensor, gh_NF: Tensor) -> None:
+def swiglu_backward(gu_NF: Tensor, gh_NF: Tensor) -> Tensor:
     """See `reference.swiglu_backward`."""
     n, f = gh_NF.shape
-    library().swiglu_backward(_at(gu_NF), _at(gh_NF), _long(n), _long(f))
+    h_NF = torch.empty_like(gh_NF)
+    library().swiglu_backward(*map(_at, (gu_NF, gh_NF, h_NF)), _long(n), _long(f))
+    return h_NF
 
 
 def rotate(qkv_NW: Tensor, places: Places, heads: Heads, *, back: bool = False) -> None:
@@ -120,6 +122,14 @@ def attention_backward(
         *_sizes(qkv_NW, places, heads),
     )
     return grad_NW
+
+
+def cross_entropy(z_NV: Tensor, index_NK: Tensor, share_NK: Tensor, *, gradient: bool) -> Tensor:
+    """See `reference.cross_entropy`."""
+    losses_N = torch.empty(len(z_NV))
+    sizes = (*z_NV.shape, index_NK.shape[1], gradient)
+    library().cross_entropy(*map(_at, (z_NV, index_NK, share_NK, losses_N)), *map(_long, sizes))
+    return losses_N
 
 
 def _parts(qkv_NW: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:

@@ -75,12 +75,17 @@ def swiglu(gu_NF: Tensor) -> Tensor:
     return (g * torch.sigmoid(g) * u).to(gu_NF.dtype)
 
 
-def swiglu_backward(gu_NF: Tensor, gh_NF: Tensor) -> None:
-    """(N, 2F) becomes its own gradient, from that of `swiglu`'s result (N, F). Mutates gu."""
+def swiglu_backward(gu_NF: Tensor, gh_NF: Tensor) -> Tensor:
+    """(N, 2F) becomes its own gradient, from that of `swiglu`'s result (N, F). Mutates gu.
+
+    Returns that result, computed again on the way.
+    """
+    h_NF = swiglu(gu_NF)
     g, u = _wide(gu_NF).chunk(2, dim=-1)
     gh, s = _wide(gh_NF), torch.sigmoid(g)
     grad = torch.cat([gh * u * s * (1 + g * (1 - s)), gh * g * s], dim=-1)
     gu_NF.copy_(grad)
+    return h_NF
 
 
 def rotate(qkv_NW: Tensor, places: Places, heads: Heads, *, back: bool = False) -> None:
@@ -141,6 +146,23 @@ def attention_backward(
         parts = (ds @ k, *(_wide(t).view(shape).sum(1).to(qkv_NW.dtype) for t in (dk, dv)))
         grad_NW[begin:end] = torch.cat([t.transpose(0, 1).flatten(1) for t in parts], 1)
     return grad_NW
+
+
+def cross_entropy(z_NV: Tensor, index_NK: Tensor, share_NK: Tensor, *, gradient: bool) -> Tensor:
+    """(N,) wide: logsumexp(z_n) - sum_k share[n,k] z[n, index[n,k]], of logits of V tokens.
+
+    With `gradient`, z becomes that of each loss: softmax(z) - shares; else it is left alone.
+    index int64, share float32; where a token is named twice its shares add up.
+    """
+    wide_NV = _wide(z_NV)
+    lse_N = torch.logsumexp(wide_NV, dim=-1)
+    share_NK = share_NK.to(wide_NV.dtype)
+    losses_N = lse_N - (wide_NV.gather(1, index_NK) * share_NK).sum(1)
+    if gradient:
+        wide_NV = wide_NV.sub_(lse_N[:, None]).exp_().scatter_add_(1, index_NK, -share_NK)
+        if wide_NV is not z_NV:
+            z_NV.copy_(wide_NV)
+    return losses_N
 
 
 def _scores(q_HTD: Tensor, k_HTD: Tensor, scale: float) -> Tensor:

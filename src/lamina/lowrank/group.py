@@ -1,15 +1,28 @@
 """Linears that read one tensor, as one product: queries, keys and values, or gate and up.
 
-y = x W^T + c + (x A^T) B^T with the members' W, A stacked by rows and B, scaled, block-diagonal.
-Members without an update take part with their weight alone.
+y = x W^T + c with the members' W stacked by rows; u = x A^T with their A stacked by rows; then each
+member's columns of y get u_m (s B_m)^T. Members without an update take part with their weight alone.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lamina.lowrank.linear import LowRankLinear
+
+
+class _Part(NamedTuple):
+    """A member with an update."""
+
+    outs: slice
+    """Its columns of y."""
+    ranks: slice
+    """Its columns of u."""
+    update: LowRankLinear
+    b_OR: Tensor
+    """s B, in the weight's dtype."""
 
 
 class Group:
@@ -37,7 +50,7 @@ class Group:
                 ]
             )
         self._a_RI: Tensor | None = None
-        self._b_OR: Tensor | None = None
+        self._parts: list[_Part] = []
 
     @property
     def trained(self) -> bool:
@@ -48,22 +61,16 @@ class Group:
         """Take the factors as they stand, rounded to the weight's dtype."""
         if not self.trained:
             return
-        found = [update for update in self.updates if update is not None]
-        self._a_RI = torch.cat([update.a.data for update in found]).to(self.weight_OI.dtype)
-        self._b_OR = self.weight_OI.new_zeros(sum(self.outs), len(self._a_RI))
-        for rows, columns, update in self._blocks():
-            self._b_OR[rows, columns] = update.b.data * update.scale
-
-    def _blocks(self) -> list[tuple[slice, slice, LowRankLinear]]:
-        """(rows of B, columns of B, update) of each member with one."""
-        found, row, column = [], 0, 0
+        dtype = self.weight_OI.dtype
+        self._parts, row, column = [], 0, 0
         for out, update in zip(self.outs, self.updates, strict=True):
             if update is not None:
-                rank = update.a.shape[0]
-                found.append((slice(row, row + out), slice(column, column + rank), update))
-                column += rank
+                outs, ranks = slice(row, row + out), slice(column, column + len(update.a))
+                b_OR = (update.b.data * update.scale).to(dtype)
+                self._parts.append(_Part(outs, ranks, update, b_OR))
+                column = ranks.stop
             row += out
-        return found
+        self._a_RI = torch.cat([part.update.a.data for part in self._parts]).to(dtype)
 
     def forward(
         self, x_NI: Tensor, residual_NO: Tensor | None = None
@@ -75,27 +82,42 @@ class Group:
             y_NO = torch.addmm(residual_NO, x_NI, self.weight_OI.T)
             if self.bias_O is not None:
                 y_NO += self.bias_O
-        if self._a_RI is None or self._b_OR is None:
+        if self._a_RI is None:
             return y_NO, None
         u_NR = x_NI @ self._a_RI.T
-        return y_NO.addmm_(u_NR, self._b_OR.T), u_NR
+        for outs, ranks, _, b_OR in self._parts:
+            y_NO[:, outs].addmm_(u_NR[:, ranks], b_OR.T)
+        return y_NO, u_NR
 
-    def backward(
-        self, x_NI: Tensor, u_NR: Tensor | None, g_NO: Tensor, *, need_dx: bool = True
-    ) -> Tensor | None:
-        """dx (N, I) = g W + v A with v = g B; dA += v^T x and dB += s g^T u into the members'."""
-        v_NR = None
-        if u_NR is not None and self._a_RI is not None and self._b_OR is not None:
-            v_NR = g_NO @ self._b_OR
-            da_RI, db_OR = v_NR.T @ x_NI, g_NO.T @ u_NR
-            for rows, columns, update in self._blocks():
-                assert update.a.grad is not None
-                assert update.b.grad is not None
-                update.a.grad += da_RI[columns]
-                update.b.grad.add_(db_OR[rows, columns], alpha=update.scale)
-        if not need_dx:
-            return None
+    def input_gradient(self, g_NO: Tensor) -> tuple[Tensor, Tensor | None]:
+        """dx = g W + v A (N, I), and v = g (s B) (N, R)."""
+        v_NR = self._through_b(g_NO)
         dx_NI = g_NO @ self.weight_OI
         if v_NR is not None and self._a_RI is not None:
             dx_NI.addmm_(v_NR, self._a_RI)
-        return dx_NI
+        return dx_NI, v_NR
+
+    def add_gradients(
+        self, x_NI: Tensor, u_NR: Tensor | None, g_NO: Tensor, v_NR: Tensor | None = None
+    ) -> None:
+        """dA += v^T x and dB += s g^T u, into the members'; v is computed where it is not given."""
+        if u_NR is None:
+            return
+        v_NR = self._through_b(g_NO) if v_NR is None else v_NR
+        assert v_NR is not None
+        da_RI = v_NR.T @ x_NI
+        for outs, ranks, update, _ in self._parts:
+            assert update.a.grad is not None
+            assert update.b.grad is not None
+            update.a.grad += da_RI[ranks]
+            # the narrow side first: torch's product of few rows beats the one of few columns
+            db_RO = u_NR[:, ranks].T @ g_NO[:, outs]
+            update.b.grad.add_(db_RO.T, alpha=update.scale)
+
+    def _through_b(self, g_NO: Tensor) -> Tensor | None:
+        if self._a_RI is None:
+            return None
+        v_NR = g_NO.new_empty(len(g_NO), len(self._a_RI))
+        for outs, ranks, _, b_OR in self._parts:
+            torch.mm(g_NO[:, outs], b_OR, out=v_NR[:, ranks])
+        return v_NR

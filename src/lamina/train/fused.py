@@ -95,21 +95,26 @@ def _backward(
 ) -> Tensor | None:
     """dL/dx from dL/dy, into g itself; factors' gradients are added to. Uses up `kept`."""
     u_qkv, u_out, u_up, u_down = kept.us
-    gh = layer.down.backward(ops.swiglu(kept.gu), u_down, g_NC)
-    ops.swiglu_backward(kept.gu, gh)  # gu is its own gradient from here on
+    gh, v = layer.down.input_gradient(g_NC)
+    h = ops.swiglu_backward(kept.gu, gh)  # gu is its own gradient from here on
+    layer.down.add_gradients(h, u_down, g_NC, v)
     normed, _ = ops.norm(kept.mid, layer.norm_mid, layer.eps)
-    gn = layer.up.backward(normed, u_up, kept.gu)
+    gn, v = layer.up.input_gradient(kept.gu)
+    layer.up.add_gradients(normed, u_up, kept.gu, v)
     ops.norm_backward(kept.mid, layer.norm_mid, kept.rstd_mid, gn, g_NC)
-    ga = layer.out.backward(kept.attended, u_out, g_NC)
+    ga, v = layer.out.input_gradient(g_NC)
+    layer.out.add_gradients(kept.attended, u_out, g_NC, v)
     gq = ops.attention_backward(kept.qkv, kept.attended, kept.lse, ga, places, layer.heads)
     if layer.rotated:
         ops.rotate(gq, places, layer.heads, back=True)
     if kept.raw_heads is not None:
         ops.head_norm_backward(kept.raw_heads, layer.head_norms, gq, layer.heads)
     normed, _ = ops.norm(kept.x, layer.norm_in, layer.eps)
-    gn = layer.qkv.backward(normed, u_qkv, gq, need_dx=need_dx)
-    if gn is None:
+    if not need_dx:
+        layer.qkv.add_gradients(normed, u_qkv, gq)
         return None
+    gn, v = layer.qkv.input_gradient(gq)
+    layer.qkv.add_gradients(normed, u_qkv, gq, v)
     ops.norm_backward(kept.x, layer.norm_in, kept.rstd_in, gn, g_NC)
     return g_NC
 

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lamina.bases.families import Head, backbone, head
+from lamina.kernels import reference
+from lamina.kernels.choose import chosen
 from lamina.tokens.batch import Batch
 from lamina.train.fused import FusedDecoder
 
-CHUNK_BYTES = 64 << 20
-"""Largest float32 logits chunk."""
+CHUNK_BYTES = 32 << 20
+"""Largest chunk of logits."""
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -35,31 +37,17 @@ class _HeadLoss(torch.autograd.Function):
         ctx: Any, hidden_NH: Tensor, spec: Head, targets_NK: Tensor, weights_NK: Tensor
     ) -> Tensor:
         vocabulary = spec.weight.shape[0]
-        step = max(1, CHUNK_BYTES // (4 * vocabulary))
+        step = max(1, CHUNK_BYTES // (spec.weight.itemsize * vocabulary))
         losses_N = torch.empty(len(targets_NK), device=hidden_NH.device)
-        needs_grad = ctx.needs_input_grad[0]
-        grad_NH = torch.empty_like(hidden_NH) if needs_grad else None
+        grad_NH = torch.empty_like(hidden_NH) if ctx.needs_input_grad[0] else None
         for start in range(0, len(targets_NK), step):
             part = slice(start, start + step)
-            z_NV = (hidden_NH[part] @ spec.weight.T).float()
-            if spec.scale != 1.0:
-                z_NV.mul_(spec.scale)
-            slope_NV = None
-            if spec.softcap is not None:
-                z_NV.div_(spec.softcap).tanh_()
-                slope_NV = 1 - z_NV.square() if needs_grad else None
-                z_NV.mul_(spec.softcap)
-            index_NK, share_NK = targets_NK[part], weights_NK[part]
-            lse_N = torch.logsumexp(z_NV, dim=-1)
-            losses_N[part] = lse_N - (z_NV.gather(1, index_NK) * share_NK).sum(1)
+            z_NV = hidden_NH[part] @ spec.weight.T
+            losses_N[part] = _losses(
+                z_NV, spec, targets_NK[part], weights_NK[part], gradient=grad_NH is not None
+            )
             if grad_NH is not None:
-                p_NV = z_NV.sub_(lse_N[:, None]).exp_()
-                p_NV.scatter_add_(1, index_NK, -share_NK)
-                if slope_NV is not None:
-                    p_NV.mul_(slope_NV)
-                if spec.scale != 1.0:
-                    p_NV.mul_(spec.scale)
-                grad_NH[part] = p_NV.to(hidden_NH.dtype) @ spec.weight
+                torch.mm(z_NV, spec.weight, out=grad_NH[part])
         ctx.save_for_backward(grad_NH)
         return losses_N
 
@@ -68,6 +56,25 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, g_N: Tensor) -> tuple[Tensor | None, ...]:
         (grad_NH,) = ctx.saved_tensors
         return grad_NH * g_N[:, None].to(grad_NH.dtype), None, None, None
+
+
+def _losses(
+    z_NV: Tensor, spec: Head, index_NK: Tensor, share_NK: Tensor, *, gradient: bool
+) -> Tensor:
+    """Losses (N,) of h W^T; with `gradient` it becomes their gradient by h W^T. Mutates z."""
+    if spec.softcap is None and spec.scale == 1.0:
+        ops, _ = chosen(z_NV.dtype, z_NV.device)
+        return ops.cross_entropy(z_NV, index_NK, share_NK, gradient=gradient)  # type: ignore[no-any-return]
+    wide_NV = z_NV.float().mul_(spec.scale)
+    slope_NV: Tensor | float = spec.scale
+    if spec.softcap is not None:
+        wide_NV.div_(spec.softcap).tanh_()
+        slope_NV = (1 - wide_NV.square()).mul_(spec.scale) if gradient else spec.scale
+        wide_NV.mul_(spec.softcap)
+    losses_N = reference.cross_entropy(wide_NV, index_NK, share_NK, gradient=gradient)
+    if gradient:
+        z_NV.copy_(wide_NV.mul_(slope_NV))
+    return losses_N
 
 
 @dataclass(frozen=True, eq=False)
