@@ -1,7 +1,7 @@
 """Linears that read one tensor, as one product: queries, keys and values, or gate and up.
 
-y = x W^T + c with the members' W stacked by rows; u = x A^T with their A stacked by rows; then each
-member's columns of y get u_m (s B_m)^T. Members without an update take part with their weight alone.
+y = x W^T + c with the members' W stacked by rows; u = x A^T with their A stacked by rows; then a
+member's columns of y get u_m (s B_m)^T. Members without an update take part with their weight only.
 """
 
 from collections.abc import Sequence
