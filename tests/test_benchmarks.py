@@ -20,6 +20,7 @@ KEYS = {
     "contributors": {"inherited_worse", "min_gain_ratio"},
     "refresh": {"cost_ratio", "exam_ratio"},
     "rebase": {"sibling"},
+    "gpu": {"device", "shapes"},
     "train": {"vs_trl_default", "vs_tuned", "vs_peft_loop", "roofline", "memory_vs_trl"},
     "squash": {"rel_error", "peak_over_factors", "seconds", "ship8_of_64"},
 }
@@ -36,6 +37,9 @@ def home(tmp_path):
     return tmp_path / "home"
 
 
+WITHOUT_DATA = {"gpu"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KEYS)
 def test_a_quick_run_prints_its_row(name, home, real_data):
@@ -47,8 +51,7 @@ def test_a_quick_run_prints_its_row(name, home, real_data):
             "--quick",
             "--home",
             home,
-            "--data",
-            real_data,
+            *([] if name in WITHOUT_DATA else ["--data", real_data]),
         ],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -10,7 +10,7 @@ from lamina.data.example import Message
 from lamina.exams.examinee import Prompt
 from lamina.flows.examinee import StackExaminee
 from lamina.flows.questions import ANSWER_TOKENS, probe_prompts
-from lamina.stack.compile import compile_stack
+from lamina.stack.compile import compile_stack, device_at_hand
 from lamina.stack.resolve import ResolvedStack, resolve
 from lamina.store.layout import Store
 from lamina.tokens.tools import render_answer
@@ -86,7 +86,7 @@ def ask(
         text = f"asking {stack.label}: {done}/{total}"
         reporter.event({"event": "examining", "text": text, "last": done == total})
 
-    examinee = StackExaminee(compile_stack(store, stack))
+    examinee = StackExaminee(compile_stack(store, stack, device=device_at_hand()))
     return tuple(examinee.answer(asked, max(ANSWER_TOKENS.values()), progress))
 
 

@@ -18,7 +18,7 @@ from lamina.flows.examinee import StackExaminee
 from lamina.flows.questions import carried, from_file
 from lamina.flows.questions import probe_prompts as probe_prompts
 from lamina.gate.verdict import Policy, Unexamined, Verdict, verdict
-from lamina.stack.compile import compile_stack
+from lamina.stack.compile import compile_stack, device_at_hand
 from lamina.stack.resolve import ResolvedStack, of_config, of_descriptor, resolve
 from lamina.store.layout import Store
 
@@ -125,7 +125,7 @@ def sit(
 
     return run(
         exams,
-        lambda: StackExaminee(compile_stack(store, stack)),
+        lambda: StackExaminee(compile_stack(store, stack, device=device_at_hand())),
         cached=cached,
         record=record,
         progress=progress,

@@ -28,7 +28,7 @@ from lamina.flows.examine import Examination, examine_for_gate
 from lamina.flows.naming import name_stack, new_name
 from lamina.flows.questions import exam_of, exams_in
 from lamina.flows.trained import land
-from lamina.stack.compile import DTYPES, Compiled, compile_stack, stored_factors
+from lamina.stack.compile import DTYPES, Compiled, compile_stack, device_at_hand, stored_factors
 from lamina.stack.resolve import ResolvedStack, of_config, of_descriptor, resolve
 from lamina.store.layout import Store
 from lamina.tokens.mask import EncodeReport, encode_all
@@ -202,7 +202,9 @@ def _train_and_land(
 ) -> tuple[Descriptor, ResolvedStack]:
     beneath = _beneath(store, spec)
     reporter.say(f"folding {len(beneath.layers)} layers into a copy of the base")
-    compiled = compile_stack(store, beneath, dtype=DTYPES[spec.recipe.dtype])
+    compiled = compile_stack(
+        store, beneath, dtype=DTYPES[spec.recipe.dtype], device=device_at_hand()
+    )
     try:
         job, counts = job_of(store, run, spec, compiled)
     except LaminaError:

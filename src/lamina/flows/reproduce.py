@@ -19,7 +19,7 @@ from lamina.data.split import split
 from lamina.flows import at_hand, descent, rehearsal, runs, seen_rows, update
 from lamina.flows.learn import job_of
 from lamina.flows.trained import layer_object
-from lamina.stack.compile import DTYPES, compile_stack
+from lamina.stack.compile import DTYPES, compile_stack, device_at_hand
 from lamina.stack.resolve import ResolvedLayer, of_descriptor, resolve
 from lamina.store.layout import Store
 from lamina.train.events import EventLog
@@ -137,7 +137,9 @@ def reproduce(
         seen=seen.pack(parts.seen),
     )
     try:
-        compiled = compile_stack(store, beneath, dtype=DTYPES[config.recipe.dtype])
+        compiled = compile_stack(
+            store, beneath, dtype=DTYPES[config.recipe.dtype], device=device_at_hand()
+        )
         job, counts = job_of(store, run, spec, compiled)
         job = replace(job, resume_with=f"lamina reproduce {text} (from its start)")
         outcome = train(job, EventLog(None, reporter.event), should_stop)

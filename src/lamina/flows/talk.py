@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from lamina.bases.sample import Sampling, Stream
 from lamina.core.errors import UsageError
 from lamina.data.example import Message
-from lamina.stack.compile import Compiled, compile_stack
+from lamina.stack.compile import Compiled, compile_stack, device_at_hand
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
 from lamina.tokens.stream import StreamDecoder
@@ -34,7 +34,9 @@ class Conversation:
 
     def switch(self, stack: str) -> None:
         """Go on with another stack; the history stays, the cache does not."""
-        self._compiled: Compiled = compile_stack(self._store, resolve(self._store, stack))
+        self._compiled: Compiled = compile_stack(
+            self._store, resolve(self._store, stack), device=device_at_hand()
+        )
         self._stream = Stream(self._compiled.model)
 
     @property

@@ -4,7 +4,7 @@ from types import ModuleType
 
 import torch
 
-from lamina.kernels import native, reference
+from lamina.kernels import accelerated, native, reference
 from lamina.kernels.build import Unavailable, library
 
 
@@ -18,6 +18,8 @@ def chosen(
 
     `channels`, `head_size`: what the attention and the norms are to be called with, if they are.
     """
+    if device.type == "cuda" and dtype in accelerated.DTYPES:
+        return accelerated, ""
     why = ""
     if device.type != "cpu":
         why = f"on {device.type}"

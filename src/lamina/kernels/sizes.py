@@ -1,7 +1,9 @@
 """What the kernels are told about a batch and about heads."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
 
@@ -29,3 +31,13 @@ class Places:
     """float32, R = D / 2: cosines of the rotary embedding."""
     sin_NR: Tensor
     """float32."""
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return int(self.starts_S.diff().max())
+
+    @cached_property
+    def starts_there(self) -> Tensor:
+        """`starts_S` as int32 where the cosines are, moved once."""
+        return self.starts_S.to(self.cos_NR.device, torch.int32)

@@ -88,14 +88,15 @@ class Attachment:
         self.flat.grad.zero_()
 
     def factors(self, flat: Tensor | None = None) -> dict[str, Factors]:
-        """Copies of the factors as they stand, or as they stood in another flat buffer (P,)."""
+        """Copies of the factors as they stand, or as they stood in another flat buffer (P,), in
+        main memory."""
         source = self.flat.data if flat is None else flat
         result, offset = {}, 0
         for name, module in self.modules.items():
             tensors = []
             for shape in (module.a.shape, module.b.shape):
                 end = offset + shape.numel()
-                tensors.append(source[offset:end].view(shape).clone())
+                tensors.append(source[offset:end].view(shape).to("cpu", copy=True))
                 offset = end
             result[name] = Factors(tensors[0], tensors[1], module.scale)
         return result

@@ -42,6 +42,7 @@ def main_directions(gram_II: Tensor, energy: float, seed: int) -> Tensor:
     features = gram_II.shape[0]
     generator = torch.Generator().manual_seed(seed)
     basis_IK = torch.randn(features, max(1, features // 4), generator=generator)
+    basis_IK = basis_IK.to(gram_II.device)
     for _ in range(_ROUNDS):
         basis_IK, _ = torch.linalg.qr(gram_II @ basis_IK)
     values_K, vectors_KK = torch.linalg.eigh(basis_IK.T @ gram_II @ basis_IK)

@@ -41,6 +41,14 @@ class Compiled:
     dtype: torch.dtype
 
 
+def device_at_hand() -> str:
+    """Where models train, answer and sit exams: the GPU where there is one, else the processor.
+
+    (CUDA_VISIBLE_DEVICES picks one of several, or none.)
+    """
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def compile_stack(
     store: Store,
     stack: ResolvedStack,

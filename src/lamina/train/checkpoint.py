@@ -45,6 +45,7 @@ class Progress(Value):
 def save(directory: Path, progress: Progress, tensors: dict[str, Tensor]) -> None:
     """Write the state atomically. Raises StoreFullError, ReadOnlyStoreError."""
     text = progress.to_bytes().decode()
+    tensors = {key: value.cpu() for key, value in tensors.items()}
     metadata = {"progress": text, "digest": _digest(text, tensors)}
     atomic_write(directory / FILE, safetensors.torch.save(tensors, metadata=metadata))
 

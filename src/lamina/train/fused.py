@@ -65,7 +65,8 @@ class _Kept(NamedTuple):
     raw_heads: tuple[Tensor, Tensor] | None
     qkv: Tensor
     attended: Tensor
-    lse: Tensor
+    lse: Any
+    """What the kernels' attention keeps for its own backward."""
     mid: Tensor
     rstd_mid: Tensor
     gu: Tensor
@@ -151,7 +152,7 @@ class FusedDecoder:
 
     @property
     def kernels(self) -> str:
-        """`native` or `reference`."""
+        """`native`, `accelerated` or `reference`."""
         return self._ops.__name__.rpartition(".")[2]
 
     def predicting(self, batch: Batch) -> Tensor:

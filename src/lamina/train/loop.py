@@ -78,7 +78,8 @@ class Outcome:
     """Resolved: `steps` (and `warmup_steps`, `stop_after` after a time limit) filled in."""
     progress: checkpoint.Progress
     kernels: str
-    """What the steps ran on: `native` or `reference` kernels; `none`: the model's own forward."""
+    """What the steps ran on: `native`, `accelerated` or `reference` kernels; `none`: the
+    model's own forward."""
 
 
 def fresh_factors(linears: Mapping[str, nn.Linear], recipe: Recipe) -> dict[str, Factors]:
@@ -194,7 +195,8 @@ class _Run:
         self.best.copy_(tensors["best"])
         if "adam.step" in tensors:  # there is none before the first step that counts
             self.optimiser.state[self.flat] = {
-                key: tensors[f"adam.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                key: tensors[f"adam.{key}"].to(self.flat.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
             }
         self.seconds_before = self.progress.seconds
         self.events.emit("resumed", step=self.progress.step)

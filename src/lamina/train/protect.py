@@ -84,9 +84,9 @@ def directions(
             first: dict[int, str] = {}
             leader = {name: first.setdefault(x.data_ptr(), name) for name, x in seen.items()}
         for name in set(leader.values()):
-            x_NI = seen[name][real].float()
+            x_NI = seen[name][real.to(seen[name].device)].float()
             if name not in grams:
-                grams[name] = torch.zeros(x_NI.shape[1], x_NI.shape[1])
+                grams[name] = x_NI.new_zeros(x_NI.shape[1], x_NI.shape[1])
             grams[name].addmm_(x_NI.T, x_NI)
     found = {
         name: main_directions(gram, energy, derive(seed, "protect", name))
