@@ -158,3 +158,39 @@ def test_a_decoder_that_answers_otherwise_is_not_used(monkeypatch):
     decoder, why = fuse(model("granite", torch.float32, residual_multiplier=0.2))
     assert decoder is None
     assert "differ" in why
+
+
+def test_a_trained_stack_may_turn_rounding_into_anything():
+    """Deep with large factors: two right forwards end far apart, each layer's do not."""
+    small = plain("llama", torch.bfloat16, num_hidden_layers=24)
+    linears = families.linears(small)
+    large = {n: Factors(f.a_RI, f.b_OR * 3, f.scale) for n, f in factors_for(linears).items()}
+    with attached(small, large, linears):
+        decoder, why = fuse(small)
+        assert decoder is not None, why
+        ids = torch.arange(8, 25)
+        with torch.no_grad():
+            own = small.model(input_ids=ids[None]).last_hidden_state[0].double()
+            ours = decoder._hidden(ids, torch.tensor([0, 17]), torch.arange(17)).double()
+        assert (ours - own).norm() / own.norm() > fused.TOLERANCE[torch.bfloat16]
+
+
+def test_what_stands_behind_the_layers_counts_too():
+    small = plain("llama", torch.float32)
+    small.model.register_forward_hook(lambda module, args, y: _scaled(y))
+    decoder, why = fuse(small)
+    assert decoder is None
+    assert "differ" in why
+
+
+def _scaled(output):
+    output.last_hidden_state = output.last_hidden_state * 1.01
+    return output
+
+
+def test_what_stands_before_the_layers_counts_too(monkeypatch):
+    monkeypatch.setattr(fused, "FAMILIES", fused.FAMILIES | {"granite"})
+    assert fuse(model("granite", torch.float32))[0] is not None
+    decoder, why = fuse(model("granite", torch.float32, embedding_multiplier=1.1))
+    assert decoder is None
+    assert "differ" in why
