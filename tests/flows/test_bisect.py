@@ -8,8 +8,8 @@ from lamina.core.errors import CheckError, UsageError
 from lamina.core.manifests import StackedLayer
 from lamina.core.names import Name
 from lamina.core.report import Silent
-from lamina.flows import examine
 from lamina.flows.bisect import SHOWN, bisect
+from lamina.flows.examine import examine_stack
 from lamina.stack.compile import compile_stack
 from lamina.stack.resolve import resolve
 from lamina.store.refs import ANYTHING
@@ -44,7 +44,7 @@ def compiled(monkeypatch):
         digests.append(stack.digest)
         return compile_stack(store, stack, **fields)
 
-    monkeypatch.setattr(examine, "compile_stack", counting)
+    monkeypatch.setattr("lamina.stack.compile.compile_stack", counting)
     return digests
 
 
@@ -67,7 +67,7 @@ def test_the_layer_that_broke_an_exam_is_named(broken):
 
 def test_the_values_are_those_of_an_exam(broken):
     found = bisect(broken, "good", Silent())
-    scores = examine.examine_stack(broken, "bad", Silent()).to_json()["scores"]
+    scores = examine_stack(broken, "bad", Silent()).to_json()["scores"]
     assert [each.added[3] for each in found.exams] == [score["value"] for score in scores]
 
 

@@ -91,8 +91,10 @@ def test_second_over_first(store):
 
 
 def test_the_same_request_gives_the_same_layer(store, tmp_path):
+    trained = len(runs.all_runs(store))
     one = learned(store, tmp_path, "mine")
-    two = learned(store, tmp_path, "mine")
+    two = learned(store, tmp_path, "mine", again=True)
+    assert len(runs.all_runs(store)) == trained + 2  # it was trained twice
     assert one.layer.digest == two.layer.digest
     assert str(one.name) == str(two.name) == "mine:v1"  # nothing moved: it points there already
     other = learned(store, tmp_path, "mine", seed=1)
@@ -128,7 +130,7 @@ def test_nothing_is_left_over(store, tmp_path):
     assert not [e for e in store.entries() if e.digest == done.layer.digest]  # the stack keeps it
     assert list(store.root.rglob(".tmp-*")) == []
     with pytest.raises(UsageError, match="finished: mine:v1"):
-        learn.execute(store, run, Said())
+        runs.to_resume(store, run.id)
 
 
 def test_targets_scaling_and_further_exams(store, tmp_path):

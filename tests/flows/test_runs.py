@@ -9,7 +9,7 @@ import pytest
 from lamina.core.errors import StoreBusyError, TrainInterrupted, UnknownNameError, UsageError
 from lamina.core.manifests import NAMING_TYPE, NamingEvidence
 from lamina.core.names import Name
-from lamina.flows import learn, naming, runs
+from lamina.flows import job, learn, naming, runs
 from lamina.flows.inventory import history
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
@@ -67,7 +67,7 @@ def finish(store, run, expected):
 
 
 def test_before_training(store, run, expected, monkeypatch):
-    killed_at(monkeypatch, learn, "train", store, run)
+    killed_at(monkeypatch, job, "train", store, run)
     finish(store, run, expected)
 
 

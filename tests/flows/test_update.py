@@ -13,6 +13,7 @@ from lamina.core.report import Silent
 from lamina.data.example import Example
 from lamina.data.split import question_digest
 from lamina.flows import at_hand, joined, learn, rehearsal, seen_rows, update
+from lamina.flows.job import job_of
 from lamina.flows.lineage import status_of
 from lamina.flows.questions import carried
 from lamina.flows.reproduce import reproduce
@@ -171,7 +172,7 @@ def test_rows_of_the_layers_beneath_keep_a_share_of_their_own(store, tmp_path):
     spec = run.spec
 
     def pools(**changes):
-        job, _ = learn.job_of(store, run, spec.model_copy(update=changes), compiled)
+        job, _ = job_of(store, run, spec.model_copy(update=changes), compiled)
         return job.rehearsal
 
     older, parents = pools()

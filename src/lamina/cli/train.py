@@ -121,6 +121,10 @@ def train(
         str | None,
         typer.Option("--resume", metavar="RUN", help="Go on with a run: its id, or 'last'."),
     ] = None,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Train anew although nothing changed since the last time."),
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Train a layer over a stack, examine the new stack, and name it if nothing got worse.
@@ -132,7 +136,8 @@ def train(
 
     Data: OpenAI chat JSONL (with tools), prompt/completion, Alpaca, ShareGPT, plain text, CSV,
     parquet, hf:org/name. Some rows are held out by content hash and become the layer's exam.
-    Ctrl-C saves the run and says how to go on.
+    Ctrl-C saves the run and says how to go on. Where nothing changed since the last time (rows,
+    options, stack beneath, lamina itself) the layer that is there is kept, in a second.
     """
     overrides = {
         "rank": rank,
@@ -160,6 +165,7 @@ def train(
         "author": author,
         "exam": exam,
         "force": force,
+        "again": again,
     }
     store, reporter = environment.open_store(), Terminal()
     if resume is not None:
@@ -168,7 +174,7 @@ def train(
         )
         from lamina.flows import runs
 
-        run = runs.find(store, None if resume == "last" else resume)
+        run = runs.to_resume(store, None if resume == "last" else resume)
         if accept_regression is not None:
             run.accept_regression(accept_regression)
     else:
@@ -193,6 +199,7 @@ def train(
             exam_files=exam or (),
             accept_regression=accept_regression,
             force=force,
+            again=again,
         )
         run = learn.prepare(store, request, reporter)
     show(finish(store, run, reporter), as_json=json)

@@ -10,15 +10,14 @@ from lamina.core.manifests import SCORES_TYPE, ScoresEvidence, StackConfig
 from lamina.core.names import Name
 from lamina.core.report import Reporter
 from lamina.core.scores import Comparison, ItemScore
+from lamina.exams.examinee import Examinee
 from lamina.exams.report import Matrix, comparisons, interval_text, matrix, score_of, value_text
 from lamina.exams.runner import ExamResult, run
 from lamina.exams.tasks import Exam
 from lamina.flows import runs, succession
-from lamina.flows.examinee import StackExaminee
 from lamina.flows.questions import carried, from_file
 from lamina.flows.questions import probe_prompts as probe_prompts
 from lamina.gate.verdict import Policy, Unexamined, Verdict, verdict
-from lamina.stack.compile import compile_stack, device_at_hand
 from lamina.stack.resolve import ResolvedStack, of_config, of_descriptor, resolve
 from lamina.store.layout import Store
 
@@ -123,9 +122,16 @@ def sit(
         text = f"examining {stack.label} on {exam.name}: {done}/{total}"
         reporter.event({"event": "examining", "text": text, "last": done == total})
 
+    def examinee() -> Examinee:
+        # torch: what is on record is looked up without it
+        from lamina.flows.examinee import StackExaminee
+        from lamina.stack.compile import compile_stack, device_at_hand
+
+        return StackExaminee(compile_stack(store, stack, device=device_at_hand()))
+
     return run(
         exams,
-        lambda: StackExaminee(compile_stack(store, stack, device=device_at_hand())),
+        examinee,
         cached=cached,
         record=record,
         progress=progress,

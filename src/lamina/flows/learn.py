@@ -1,13 +1,11 @@
 """`lamina train`: data -> tokens -> training -> layer -> store -> stack -> exam -> gate -> name."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamina.bases import families
 from lamina.core.digest import short
-from lamina.core.errors import DataError, LaminaError, UsageError
+from lamina.core.errors import UsageError
 from lamina.core.manifests import (
     COST_TYPE,
     CostEvidence,
@@ -23,18 +21,12 @@ from lamina.data.example import Example
 from lamina.data.exams import default_scorers
 from lamina.data.read import read
 from lamina.data.split import split
-from lamina.flows import rehearsal, runs
-from lamina.flows.examine import Examination, examine_for_gate
+from lamina.flows import rehearsal, runs, work
+from lamina.flows.examine import Examination, current, examine_for_gate
 from lamina.flows.naming import name_stack, new_name
 from lamina.flows.questions import exam_of, exams_in
-from lamina.flows.trained import land
-from lamina.stack.compile import DTYPES, Compiled, compile_stack, device_at_hand, stored_factors
 from lamina.stack.resolve import ResolvedStack, of_config, of_descriptor, resolve
 from lamina.store.layout import Store
-from lamina.tokens.mask import EncodeReport, encode_all
-from lamina.train.events import EventLog
-from lamina.train.loop import Job, train
-from lamina.train.rehearse import Pool, Taught
 
 
 @dataclass(frozen=True)
@@ -55,6 +47,8 @@ class Request:
     exam_files: Sequence[str] = ()
     accept_regression: str | None = None
     force: bool = False
+    again: bool = False
+    """Train although the same work has been done before."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +65,9 @@ class Learned:
 
 def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run:
     """Read and split the data, write the run's folder. Nothing is trained yet.
+
+    Where the very same work has been done before (see `work`), its run instead, unless asked to
+    train `again`.
 
     Raises DataError listing every bad row, UnknownNameError, UsageError.
     """
@@ -112,16 +109,24 @@ def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run:
         accept_regression=request.accept_regression,
         force=request.force,
     )
-    directory = store.runs_dir / spec.id
-    return runs.create(
-        directory,
-        spec,
+    files = runs.contents(
         parts.train,
         parts.held_out,
         [data for _, data in exams],
         rehearsal.of_layers(store, beneath.layers),
         seen=seen.pack(map(seen.mark, parts.unused)),
     )
+    key = work.key_of(spec, files)
+    done = None if request.again else work.done_before(store, key)
+    if done is None:
+        directory = store.runs_dir / spec.id
+        return runs.write(directory, spec.model_copy(update={"key": key}), files)
+    run, result = done
+    run.asked_again(spec)
+    if current(store, spec.name) != result.stack:
+        store.add_root(store.describe(result.layer))  # as a fresh layer is, until it has its name
+    reporter.say(f"nothing changed since layer @{short(result.layer)}: kept (--again trains anew)")
+    return run
 
 
 def _exams(
@@ -150,15 +155,11 @@ def execute(
 ) -> Learned:
     """Train a prepared run to its end, wherever it stands, and land, examine and name the result.
 
-    Every stage can be killed and taken up again: what is already done is found by digest.
+    Every stage can be killed and taken up again: what is already done is found by digest. Of a
+    run that is finished only the name is looked at again: it moves back if it has moved on.
     Raises TrainInterrupted, TrainError, GateError (the layer is kept, the name is not moved).
     """
     with run.lock():
-        done = run.result
-        if done is not None and done.name is not None:
-            raise UsageError(
-                f"run {run.id} is finished: {done.name}", hint=f"lamina show {done.name}"
-            )
         spec = run.spec
         if spec.part_of is not None:
             raise UsageError(f"run {run.id} is part of a longer work", hint=spec.part_of)
@@ -188,108 +189,19 @@ def _landed(
     if done is not None and store.has(done.layer):  # landed earlier; only the gate is left
         layer = store.describe(done.layer)
         return layer, of_descriptor(store, layer, label=spec.name, force=spec.force)
-    layer, stack = _train_and_land(store, run, spec, reporter, should_stop)
+    from lamina.flows.job import (
+        train_and_land,  # torch, which recognising what is there does without
+    )
+
+    beneath = _beneath(store, spec)
+    layer, stack = train_and_land(store, run, spec, beneath, reporter, should_stop)
     run.finish(runs.RunResult(layer=layer.digest, stack=stack.digest, name=None))
     return layer, stack
-
-
-def _train_and_land(
-    store: Store,
-    run: runs.Run,
-    spec: runs.RunSpec,
-    reporter: Reporter,
-    should_stop: Callable[[], bool],
-) -> tuple[Descriptor, ResolvedStack]:
-    beneath = _beneath(store, spec)
-    reporter.say(f"folding {len(beneath.layers)} layers into a copy of the base")
-    compiled = compile_stack(
-        store, beneath, dtype=DTYPES[spec.recipe.dtype], device=device_at_hand()
-    )
-    try:
-        job, counts = job_of(store, run, spec, compiled)
-    except LaminaError:
-        if not (run.directory / runs.EVENTS).exists():
-            shutil.rmtree(run.directory)  # nothing was trained; the request itself was wrong
-        raise
-    _say_counts(counts, reporter)
-    events = EventLog(run.directory / runs.EVENTS, reporter.event)
-    outcome = train(job, events, should_stop)
-    return land(store, run, spec, compiled, outcome, counts, reporter, should_stop)
 
 
 def _beneath(store: Store, spec: runs.RunSpec) -> ResolvedStack:
     """The stack that a run trains over, as it was when the run began."""
     return of_config(store, spec.stack, label=spec.on, force=spec.force)
-
-
-def job_of(
-    store: Store, run: runs.Run, spec: runs.RunSpec, compiled: Compiled
-) -> tuple[Job, EncodeReport]:
-    """A run over a compiled stack: its rows encoded, the factors that it starts from.
-
-    Raises DataError, UsageError for unknown targets.
-    """
-    recipe = spec.recipe
-    train_set = encode_all(
-        run.rows(runs.TRAIN_ROWS),
-        compiled.format,
-        max_length=recipe.max_length,
-        overlong=recipe.overlong,
-    )
-    if not train_set.rows:
-        raise DataError(
-            f"none of {train_set.report.rows} rows leaves a token to learn",
-            hint="raise max_length, lower held_out, or give rows with answers",
-        )
-    looked_at = run.rows(runs.HELD_ROWS)[: recipe.eval_rows]
-    eval_set = encode_all(
-        looked_at, compiled.format, max_length=recipe.max_length, overlong="truncate"
-    )
-    job = Job(
-        model=compiled.model,
-        linears=families.select(compiled.linears, recipe.targets),
-        rows=train_set.rows,
-        rehearsal=_pools(store, run, spec, compiled),
-        eval_rows=eval_set.rows,
-        recipe=recipe,
-        pad_id=compiled.pad_id,
-        directory=run.directory,
-        resume_with=spec.part_of or f"lamina train --resume {run.id}",
-        start=None if spec.start is None else stored_factors(store, spec.start),
-    )
-    return job, train_set.report
-
-
-def _pools(store: Store, run: runs.Run, spec: runs.RunSpec, compiled: Compiled) -> tuple[Pool, ...]:
-    """A run's old rows: those of the layer's own older versions, and those of the layers beneath.
-
-    An update's recipe is about the first. The others keep the share that a new layer gives them,
-    and teach what the stack says of them.
-    """
-    recipe, rows = spec.recipe, run.rows(runs.REHEARSAL_ROWS)
-    beneath = len(rehearsal.of_layers(store, compiled.stack.layers))
-    older, parents = (
-        encode_all(some, compiled.format, max_length=recipe.max_length, overlong="truncate").rows
-        for some in (rows[beneath:], rows[:beneath])
-    )
-    taught: Taught = "labels" if recipe.rehearse == "labels" else "stack"
-    by: dict[str, Taught] = {"updated": "stack", "distilled": "parents"}
-    share = recipe.rehearsal
-    if spec.origin == "updated":
-        share = min(share, Recipe().rehearsal)
-    return (
-        Pool(older, recipe.rehearsal, taught),
-        Pool(parents, share, by.get(spec.origin, taught)),
-    )
-
-
-def _say_counts(counts: EncodeReport, reporter: Reporter) -> None:
-    reporter.say(f"{counts.tokens} tokens, {counts.supervised_tokens} of them supervised")
-    if counts.overlong:
-        reporter.say(
-            f"{counts.overlong} rows are longer than max_length: {counts.windows} windows, "
-            f"{counts.lost} rows left without a label"
-        )
 
 
 def _examine_and_name(

@@ -18,7 +18,7 @@ it stands for.
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from lamina.core.errors import UsageError
 from lamina.core.manifests import JSONL_TYPE, Descriptor, LayerConfig, RehearsalSet
@@ -27,12 +27,12 @@ from lamina.core.seeds import derive
 from lamina.data.example import Example
 from lamina.data.filters import Forbidden
 from lamina.flows import descent, runs
-from lamina.flows.synthesis import write_rows
-from lamina.lowrank.attach import attached
-from lamina.lowrank.maths import LayerFactors
-from lamina.stack.compile import Compiled
 from lamina.stack.resolve import ResolvedLayer
 from lamina.store.layout import Store
+
+if TYPE_CHECKING:
+    from lamina.lowrank.maths import LayerFactors
+    from lamina.stack.compile import Compiled
 
 FILE = "rehearsal.jsonl"
 MOST_ROWS = 64
@@ -199,8 +199,8 @@ def make(
     store: Store,
     run: runs.Run,
     spec: runs.RunSpec,
-    compiled: Compiled,
-    factors: LayerFactors,
+    compiled: "Compiled",
+    factors: "LayerFactors",
     reporter: Reporter,
     should_stop: Callable[[], bool],
 ) -> tuple[RehearsalSet, Descriptor | None]:
@@ -219,6 +219,10 @@ def make(
         if kind == "none":
             rows = ()
         else:
+            # torch: everything else here does without
+            from lamina.flows.synthesis import write_rows
+            from lamina.lowrank.attach import attached
+
             own = (*learned, *run.rows(runs.HELD_ROWS))
             repeats = Forbidden(own).repeated_by
             with attached(compiled.model, factors, compiled.linears):

@@ -17,7 +17,7 @@ from lamina.data.provenance import content_digest
 from lamina.data.read import read
 from lamina.data.split import split
 from lamina.flows import at_hand, descent, rehearsal, runs, seen_rows, update
-from lamina.flows.learn import job_of
+from lamina.flows.job import job_of
 from lamina.flows.trained import layer_object
 from lamina.stack.compile import DTYPES, compile_stack, device_at_hand
 from lamina.stack.resolve import ResolvedLayer, of_descriptor, resolve

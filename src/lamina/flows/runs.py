@@ -17,7 +17,7 @@ import contextlib
 import datetime
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ from lamina.store.layout import Store
 SPEC, RESULT, EVENTS = "run.json", "result.json", "events.jsonl"
 TRAIN_ROWS, HELD_ROWS, REHEARSAL_ROWS = "train.jsonl", "held.jsonl", "rehearsal.jsonl"
 TRAVELLING_ROWS, SEEN = "travelling.jsonl", "seen.bin"
+LANDED_SECONDS = 30.0
+"""How long to wait for another process that examines and names what a run made."""
 
 
 class RunSpec(Value):
@@ -80,6 +82,8 @@ class RunSpec(Value):
     layer_sources: tuple[StackedLayer, ...] = ()
     part_of: str | None = None
     """The command that this run is a part of: it names the result, `--resume` does not."""
+    key: Digest | None = None
+    """What the work is known by when it is asked for again (see `work`); None: it never is."""
 
 
 class RunResult(Value):
@@ -144,6 +148,16 @@ class Run:
         spec = self.spec.model_copy(update={"accept_regression": why})
         atomic_write(self.directory / SPEC, spec.to_bytes())
 
+    def asked_again(self, spec: RunSpec) -> None:
+        """Record how this very work is asked for now: where its data lie, what may be overridden.
+
+        An earlier request's reason to pass the gate is not this one's.
+        """
+        now = {"sources": spec.sources, "accept_regression": spec.accept_regression}
+        changed = self.spec.model_copy(update=now)
+        if changed != self.spec:
+            atomic_write(self.directory / SPEC, changed.to_bytes())
+
     def finish(self, result: RunResult) -> None:
         """Record the result, then drop rows and state."""
         atomic_write(self.directory / RESULT, result.to_bytes())
@@ -153,10 +167,11 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run; a second process that tries is refused at once (StoreBusyError)."""
+        """Hold the run; a second process is refused (StoreBusyError): at once while it trains,
+        and after a while where it has landed and is soon done with."""
         lock = FileLock(self.directory / "lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=LANDED_SECONDS if self.result else 0)
         except Timeout:
             raise StoreBusyError(
                 f"run {self.id} is being trained by another process",
@@ -180,21 +195,41 @@ def create(
     seen: bytes = b"",
 ) -> Run:
     """Write a run's folder, whole or not at all."""
+    files = contents(train, held, exams, rehearsal, travelling=travelling, seen=seen)
+    return write(directory, spec, files)
+
+
+def contents(
+    train: Sequence[Example],
+    held: Sequence[Example],
+    exams: Sequence[bytes | None],
+    rehearsal: Sequence[Example] = (),
+    *,
+    travelling: Sequence[Example] = (),
+    seen: bytes = b"",
+) -> dict[str, bytes]:
+    """The files of a run's folder beside its spec, by name."""
+    return {
+        TRAIN_ROWS: _jsonl(train),
+        HELD_ROWS: _jsonl(held),
+        REHEARSAL_ROWS: _jsonl(rehearsal),
+        TRAVELLING_ROWS: _jsonl(travelling),
+        SEEN: seen,
+        **{f"exam-{n}.jsonl": data for n, data in enumerate(exams) if data is not None},
+    }
+
+
+def write(directory: Path, spec: RunSpec, files: Mapping[str, bytes]) -> Run:
+    """Write a run's folder, whole or not at all."""
     with atomic_directory(directory) as work:
-        (work / TRAIN_ROWS).write_text(_jsonl(train), encoding="utf-8")
-        (work / HELD_ROWS).write_text(_jsonl(held), encoding="utf-8")
-        (work / REHEARSAL_ROWS).write_text(_jsonl(rehearsal), encoding="utf-8")
-        (work / TRAVELLING_ROWS).write_text(_jsonl(travelling), encoding="utf-8")
-        (work / SEEN).write_bytes(seen)
-        for index, data in enumerate(exams):
-            if data is not None:
-                (work / f"exam-{index}.jsonl").write_bytes(data)
+        for name, data in files.items():
+            (work / name).write_bytes(data)
         (work / SPEC).write_bytes(spec.to_bytes())
     return Run(directory)
 
 
-def _jsonl(examples: Sequence[Example]) -> str:
-    return "".join(json.dumps(example.to_json()) + "\n" for example in examples)
+def _jsonl(examples: Sequence[Example]) -> bytes:
+    return "".join(json.dumps(example.to_json()) + "\n" for example in examples).encode()
 
 
 def new_id(name: str) -> str:
@@ -232,3 +267,14 @@ def find(store: Store, run_id: str | None) -> Run:
     if not found:
         raise UnknownNameError(f"no run {run_id!r}", hint="see: lamina runs")
     raise UsageError(f"{run_id!r} means several runs", faults=[run.id for run in found])
+
+
+def to_resume(store: Store, run_id: str | None) -> Run:
+    """As `find`; raises UsageError too for a run that is finished."""
+    run = find(store, run_id)
+    result = run.result
+    if result is not None and result.name is not None:
+        raise UsageError(
+            f"run {run.id} is finished: {result.name}", hint=f"lamina show {result.name}"
+        )
+    return run

@@ -1,0 +1,120 @@
+"""A prepared run becomes a trained layer: stack compiled, rows encoded, trained, landed.
+
+Apart from `learn`, because this is what needs torch: what is already there is found without it.
+"""
+
+import shutil
+from collections.abc import Callable
+
+from lamina.bases import families
+from lamina.core.errors import DataError, LaminaError
+from lamina.core.manifests import Descriptor
+from lamina.core.recipe import Recipe
+from lamina.core.report import Reporter
+from lamina.flows import rehearsal, runs
+from lamina.flows.trained import land
+from lamina.stack.compile import DTYPES, Compiled, compile_stack, device_at_hand, stored_factors
+from lamina.stack.resolve import ResolvedStack
+from lamina.store.layout import Store
+from lamina.tokens.mask import EncodeReport, encode_all
+from lamina.train.events import EventLog
+from lamina.train.loop import Job, train
+from lamina.train.rehearse import Pool, Taught
+
+
+def train_and_land(
+    store: Store,
+    run: runs.Run,
+    spec: runs.RunSpec,
+    beneath: ResolvedStack,
+    reporter: Reporter,
+    should_stop: Callable[[], bool],
+) -> tuple[Descriptor, ResolvedStack]:
+    """Train a run to its end, from its checkpoint where there is one: its layer and stack.
+
+    Raises TrainInterrupted, TrainError, DataError, UsageError.
+    """
+    reporter.say(f"folding {len(beneath.layers)} layers into a copy of the base")
+    compiled = compile_stack(
+        store, beneath, dtype=DTYPES[spec.recipe.dtype], device=device_at_hand()
+    )
+    try:
+        job, counts = job_of(store, run, spec, compiled)
+    except LaminaError:
+        if not (run.directory / runs.EVENTS).exists():
+            shutil.rmtree(run.directory)  # nothing was trained; the request itself was wrong
+        raise
+    _say_counts(counts, reporter)
+    events = EventLog(run.directory / runs.EVENTS, reporter.event)
+    outcome = train(job, events, should_stop)
+    return land(store, run, spec, compiled, outcome, counts, reporter, should_stop)
+
+
+def job_of(
+    store: Store, run: runs.Run, spec: runs.RunSpec, compiled: Compiled
+) -> tuple[Job, EncodeReport]:
+    """A run over a compiled stack: its rows encoded, the factors that it starts from.
+
+    Raises DataError, UsageError for unknown targets.
+    """
+    recipe = spec.recipe
+    train_set = encode_all(
+        run.rows(runs.TRAIN_ROWS),
+        compiled.format,
+        max_length=recipe.max_length,
+        overlong=recipe.overlong,
+    )
+    if not train_set.rows:
+        raise DataError(
+            f"none of {train_set.report.rows} rows leaves a token to learn",
+            hint="raise max_length, lower held_out, or give rows with answers",
+        )
+    looked_at = run.rows(runs.HELD_ROWS)[: recipe.eval_rows]
+    eval_set = encode_all(
+        looked_at, compiled.format, max_length=recipe.max_length, overlong="truncate"
+    )
+    job = Job(
+        model=compiled.model,
+        linears=families.select(compiled.linears, recipe.targets),
+        rows=train_set.rows,
+        rehearsal=_pools(store, run, spec, compiled),
+        eval_rows=eval_set.rows,
+        recipe=recipe,
+        pad_id=compiled.pad_id,
+        directory=run.directory,
+        resume_with=spec.part_of or f"lamina train --resume {run.id}",
+        start=None if spec.start is None else stored_factors(store, spec.start),
+    )
+    return job, train_set.report
+
+
+def _pools(store: Store, run: runs.Run, spec: runs.RunSpec, compiled: Compiled) -> tuple[Pool, ...]:
+    """A run's old rows: those of the layer's own older versions, and those of the layers beneath.
+
+    An update's recipe is about the first. The others keep the share that a new layer gives them,
+    and teach what the stack says of them.
+    """
+    recipe, rows = spec.recipe, run.rows(runs.REHEARSAL_ROWS)
+    beneath = len(rehearsal.of_layers(store, compiled.stack.layers))
+    older, parents = (
+        encode_all(some, compiled.format, max_length=recipe.max_length, overlong="truncate").rows
+        for some in (rows[beneath:], rows[:beneath])
+    )
+    taught: Taught = "labels" if recipe.rehearse == "labels" else "stack"
+    by: dict[str, Taught] = {"updated": "stack", "distilled": "parents"}
+    share = recipe.rehearsal
+    if spec.origin == "updated":
+        share = min(share, Recipe().rehearsal)
+    return (
+        Pool(older, recipe.rehearsal, taught),
+        Pool(parents, share, by.get(spec.origin, taught)),
+    )
+
+
+def _say_counts(counts: EncodeReport, reporter: Reporter) -> None:
+    reporter.say(f"{counts.tokens} tokens, {counts.supervised_tokens} of them supervised")
+    if counts.overlong:
+        reporter.say(
+            f"{counts.overlong} rows are longer than max_length: {counts.windows} windows, "
+            f"{counts.lost} rows left without a label"
+        )

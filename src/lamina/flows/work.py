@@ -1,0 +1,77 @@
+"""The same work: the key under which a training is known, and the run that did it before.
+
+Two trainings with one key make one layer, to the byte on one machine, so the second need not be
+done. The key covers what was asked (all of `runs.RunSpec` but names of times and places), every
+row and question, the stack beneath, lamina's own source and the libraries it computes with. It
+leaves out the machine: a layer that was trained with other cores is still the layer asked for.
+"""
+
+import contextlib
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from lamina.core.digest import Digest, digest_bytes, digest_json
+from lamina.core.errors import LaminaError
+from lamina.flows import runs
+from lamina.store.layout import Store
+
+_ASIDE = {"id", "created", "on", "sources", "accept_regression", "force", "part_of", "key"}
+"""What decides when, where and under which name a layer is made, but not which one."""
+_LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "jinja2")
+"""What a layer is computed with besides lamina."""
+_OUTSIDE = {"api.py", "cli", "exams", "export", "fleet", "gate", "plan", "serve", "share", "web"}
+"""What of lamina never decides a layer; whatever else there is, or comes to be, does."""
+
+
+def key_of(spec: runs.RunSpec, files: Mapping[str, bytes]) -> Digest:
+    """Of a training: what was asked, and the files of its run's folder by name."""
+    return digest_json(
+        {
+            "asked": spec.model_dump(mode="json", exclude=_ASIDE),
+            "files": {name: digest_bytes(data) for name, data in files.items()},
+            "source": source(Path(__file__).parents[1]),
+            "libraries": {name: _version(name) for name in _LIBRARIES},
+        }
+    )
+
+
+@cache
+def source(package: Path) -> Digest:
+    """Over lamina's own source, as far as it decides a layer."""
+    files = {
+        path.relative_to(package).as_posix(): digest_bytes(path.read_bytes())
+        for path in sorted(package.rglob("*"))
+        if path.suffix in (".py", ".cpp") and path.relative_to(package).parts[0] not in _OUTSIDE
+    }
+    return digest_json(files)
+
+
+def done_before(store: Store, key: Digest) -> tuple[runs.Run, runs.RunResult] | None:
+    """The newest run that did this work and whose layer is still whole in the store.
+
+    What cannot be read is no such run: training again is never wrong.
+    """
+    for path in sorted(store.runs_dir.glob(f"*/{runs.SPEC}"), reverse=True):
+        with contextlib.suppress(LaminaError, OSError):
+            if key.encode() in path.read_bytes():
+                run = runs.Run(path.parent)
+                spec, result = run.spec, run.result
+                own = spec.key == key and spec.part_of is None
+                if own and result is not None and _whole(store, result.layer):
+                    return run, result
+    return None
+
+
+def _whole(store: Store, layer: Digest) -> bool:
+    """Whether every byte of a layer is there and right."""
+    manifest = store.manifest(layer)
+    return all(store.intact(blob.digest) for blob in (manifest.config, *manifest.layers))
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return ""
