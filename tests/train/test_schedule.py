@@ -71,9 +71,24 @@ def test_held_out_losses_stay_affordable():
     recipe = Recipe(batch_tokens=1000)
     assert eval_interval(recipe, 100, 0) == 10  # ten a run
     assert eval_interval(recipe, 5, 0) == 1
-    # a forward over 30,000 tokens costs 10 steps of 1000, so at most every 100th step
-    assert eval_interval(recipe, 100, 30_000) == 100
+    # a forward over 3,000 tokens costs one and a half steps of 1000, so at most every 30th step
+    assert eval_interval(recipe, 120, 3_000) == 30
+    assert eval_interval(recipe, 100, 3_000) == 34  # 34, 68, 100: none just before the last
+    assert eval_interval(recipe, 20, 3_000) == 20
     assert eval_interval(Recipe(eval_every=3), 100, 30_000) == 3
+
+
+@given(st.integers(1, 3000), st.integers(0, 50_000))
+def test_held_out_losses_end_with_the_run(steps, tokens):
+    """All but the last are an even interval apart, and they stay affordable."""
+    every = eval_interval(Recipe(batch_tokens=1000), steps, tokens)
+    assert 1 <= every <= steps
+    taken = math.ceil(steps / every)
+    assert taken <= 10 or every == 1
+    left = steps - (taken - 1) * every
+    assert left > every - taken  # the last is not crowded: rounding alone shortens it
+    if taken > 1:
+        assert every * 1000 * 0.05 >= tokens / 2
 
 
 def test_a_trapezoid():
@@ -118,7 +133,7 @@ def test_a_cosine_cannot_leave_its_length_open():
 
 def test_held_out_losses_of_a_trapezoid_do_not_depend_on_its_length():
     recipe = Recipe(schedule="trapezoid", batch_tokens=1000)
-    intervals = {eval_interval(recipe, steps, 30_000) for steps in (0, 7, 10_000)}
-    assert intervals == {100}
+    intervals = {eval_interval(recipe, steps, 3_000) for steps in (0, 7, 10_000)}
+    assert intervals == {30}
     assert eval_interval(recipe, 0, 0) == 5
     assert decay_start(Recipe(decay=0.3), 10) == 7

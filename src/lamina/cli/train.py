@@ -292,3 +292,8 @@ def show(learned: "Learned", *, as_json: bool) -> None:
         f"{minutes:.1f} minutes, {cost.tokens_per_second:.0f} tokens/s\n"
         f"next: lamina chat {config.name}"
     )
+    if learned.growth is not None and not learned.growth.gone:
+        print_text(
+            f"{learned.growth.known} of its rows were seen before: next time, "
+            f"`lamina update {learned.growth.name} --data …` learns the new ones alone"
+        )

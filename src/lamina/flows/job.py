@@ -4,6 +4,7 @@ Apart from `learn`, because this is what needs torch: what is already there is f
 """
 
 import shutil
+import time
 from collections.abc import Callable
 
 from lamina.bases import families
@@ -35,9 +36,11 @@ def train_and_land(
     Raises TrainInterrupted, TrainError, DataError, UsageError.
     """
     reporter.say(f"folding {len(beneath.layers)} layers into a copy of the base")
+    began = time.perf_counter()
     compiled = compile_stack(
         store, beneath, dtype=DTYPES[spec.recipe.dtype], device=device_at_hand()
     )
+    loaded = time.perf_counter()
     try:
         job, counts = job_of(store, run, spec, compiled)
     except LaminaError:
@@ -46,6 +49,11 @@ def train_and_land(
         raise
     _say_counts(counts, reporter)
     events = EventLog(run.directory / runs.EVENTS, reporter.event)
+    events.emit(
+        "ready",
+        load_seconds=round(loaded - began, 2),
+        encode_seconds=round(time.perf_counter() - loaded, 2),
+    )
     outcome = train(job, events, should_stop)
     return land(store, run, spec, compiled, outcome, counts, reporter, should_stop)
 

@@ -19,10 +19,11 @@ from lamina.core.report import Reporter
 from lamina.data import seen
 from lamina.data.example import Example
 from lamina.data.exams import default_scorers
-from lamina.data.read import read
+from lamina.data.read import Dataset, read
 from lamina.data.split import split
-from lamina.flows import rehearsal, runs, work
+from lamina.flows import rehearsal, runs, seen_rows, work
 from lamina.flows.examine import Examination, current, examine_for_gate
+from lamina.flows.growth import Growth, growth
 from lamina.flows.naming import name_stack, new_name
 from lamina.flows.questions import exam_of, exams_in
 from lamina.stack.resolve import ResolvedStack, of_config, of_descriptor, resolve
@@ -61,6 +62,8 @@ class Learned:
     name: Name | None
     cost: CostEvidence
     examination: Examination
+    growth: Growth | None = None
+    """Where it was trained anew although an update would have done: how its rows had grown."""
 
 
 def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run:
@@ -72,7 +75,7 @@ def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run:
     Raises DataError listing every bad row, UnknownNameError, UsageError.
     """
     name = new_name(store, request.name)
-    rehearsal_set = rehearsal.asked_for(request.rehearsal_set, private=request.private)
+    rehearsal.asked_for(request.rehearsal_set, private=request.private)
     beneath = resolve(store, request.on, force=request.force)
     dataset = read(
         request.data,
@@ -89,10 +92,35 @@ def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run:
         + (f", {dataset.duplicates} duplicates left out" if dataset.duplicates else "")
     )
     exams = _exams(request, name.name, parts.held_out)
-    spec = runs.RunSpec(
-        id=runs.new_id(name.name),
+    spec = _spec(request, name.name, beneath, dataset, exams)
+    files = runs.contents(
+        parts.train,
+        parts.held_out,
+        [data for _, data in exams],
+        rehearsal.of_layers(store, beneath.layers),
+        seen=seen.pack(map(seen.mark, parts.unused)),
+    )
+    spec = spec.model_copy(update={"key": work.key_of(spec, files)})
+    done = None if request.again else work.done_before(store, spec)
+    if done is not None:
+        return _taken_up(store, *done, spec, reporter)
+    marks = frozenset(map(seen.mark, dataset.examples))
+    if grown := _growth(store, current(store, spec.name), spec, marks):
+        reporter.say(grown.offer(request.data))
+    return runs.write(store.runs_dir / spec.id, spec, files)
+
+
+def _spec(
+    request: Request,
+    name: str,
+    beneath: ResolvedStack,
+    dataset: Dataset,
+    exams: Sequence[tuple[ExamSpec, bytes]],
+) -> runs.RunSpec:
+    return runs.RunSpec(
+        id=runs.new_id(name),
         created=runs.now().isoformat(),
-        name=name.name,
+        name=name,
         on=request.on,
         stack=beneath.config,
         recipe=request.recipe,
@@ -105,28 +133,31 @@ def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run:
         author=request.author,
         exams=tuple(exam for exam, _ in exams),
         private=request.private,
-        rehearsal_set=rehearsal_set,
+        rehearsal_set=rehearsal.asked_for(request.rehearsal_set, private=request.private),
         accept_regression=request.accept_regression,
         force=request.force,
     )
-    files = runs.contents(
-        parts.train,
-        parts.held_out,
-        [data for _, data in exams],
-        rehearsal.of_layers(store, beneath.layers),
-        seen=seen.pack(map(seen.mark, parts.unused)),
-    )
-    key = work.key_of(spec, files)
-    done = None if request.again else work.done_before(store, key)
-    if done is None:
-        directory = store.runs_dir / spec.id
-        return runs.write(directory, spec.model_copy(update={"key": key}), files)
-    run, result = done
+
+
+def _taken_up(
+    store: Store, run: runs.Run, result: runs.RunResult, spec: runs.RunSpec, reporter: Reporter
+) -> runs.Run:
+    """A run that is done, as its work is asked for now; only the name may be left to move."""
     run.asked_again(spec)
     if current(store, spec.name) != result.stack:
         store.add_root(store.describe(result.layer))  # as a fresh layer is, until it has its name
     reporter.say(f"nothing changed since layer @{short(result.layer)}: kept (--again trains anew)")
     return run
+
+
+def _growth(
+    store: Store, older: str | None, spec: runs.RunSpec, marks: frozenset[bytes]
+) -> Growth | None:
+    """How a training's rows differ from what the stack with the digest `older` has seen."""
+    if older is None or spec.origin != "trained":
+        return None
+    stack = of_descriptor(store, store.describe(older), label=spec.name, force=True)
+    return growth(store, stack, spec.stack.layers, spec.name, marks)
 
 
 def _exams(
@@ -228,5 +259,6 @@ def _examine_and_name(
     run.finish(runs.RunResult(layer=layer.digest, stack=stack.digest, name=str(name)))
     store.remove_root(layer.digest)  # the named stack keeps it from here on
     cost = store.evidence(layer.digest, COST_TYPE, CostEvidence)[-1]
-    config = stack.layers[-1].config
-    return Learned(layer, config, stack, name, cost, examination)
+    top = stack.layers[-1]
+    grown = _growth(store, examination.previous, spec, seen_rows.of_layer(store, top))
+    return Learned(layer, top.config, stack, name, cost, examination, grown)

@@ -48,17 +48,19 @@ def source(package: Path) -> Digest:
     return digest_json(files)
 
 
-def done_before(store: Store, key: Digest) -> tuple[runs.Run, runs.RunResult] | None:
-    """The newest run that did this work and whose layer is still whole in the store.
+def done_before(store: Store, asked: runs.RunSpec) -> tuple[runs.Run, runs.RunResult] | None:
+    """The newest run that did this work, and whose layer is still whole in the store.
 
     What cannot be read is no such run: training again is never wrong.
     """
+    if asked.key is None:
+        return None
     for path in sorted(store.runs_dir.glob(f"*/{runs.SPEC}"), reverse=True):
         with contextlib.suppress(LaminaError, OSError):
-            if key.encode() in path.read_bytes():
+            if asked.key.encode() in path.read_bytes():
                 run = runs.Run(path.parent)
                 spec, result = run.spec, run.result
-                own = spec.key == key and spec.part_of is None
+                own = spec.key == asked.key and spec.part_of is None
                 if own and result is not None and _whole(store, result.layer):
                     return run, result
     return None

@@ -5,10 +5,11 @@ import math
 from lamina.core.recipe import Recipe
 
 EVALS_A_RUN = 10
-EVAL_SHARE = 0.1
+EVAL_SHARE = 0.05
 """Held-out losses may take about this share of a run's arithmetic."""
-FORWARD_SHARE = 1 / 3
-"""A forward pass costs about a third of a training step on the same tokens."""
+FORWARD_SHARE = 1 / 2
+"""A forward pass costs about half of a training step on the same tokens: there are no gradients of
+the base's weights."""
 LEAST_WARMUP = 3
 LIMITED_WARMUP = 6
 """Steps of warm-up of a run whose length is decided while it runs, unless the recipe says."""
@@ -72,11 +73,13 @@ def steps_for_time(recipe: Recipe, done: int, share_of_time: float, at_most: int
 def eval_interval(recipe: Recipe, steps: int, eval_tokens: int) -> int:
     """Steps between two held-out losses.
 
-    A trapezoid's length may be unknown, so there it follows from the data alone.
+    A trapezoid's length may be unknown, so there it follows from the data alone. Elsewhere the
+    steps are divided evenly: none is taken just before the last.
     """
     if recipe.eval_every is not None:
         return recipe.eval_every
     affordable = math.ceil(eval_tokens * FORWARD_SHARE / (EVAL_SHARE * recipe.batch_tokens))
     if recipe.shape == "trapezoid":
         return max(LEAST_EVAL_STEPS, affordable)
-    return max(1, math.ceil(steps / EVALS_A_RUN), affordable)
+    every = max(1, math.ceil(steps / EVALS_A_RUN), affordable)
+    return max(1, math.ceil(steps / max(1, steps // every)))
