@@ -74,6 +74,16 @@ def benchmark_table() -> str:
         ),
     )
     add(
+        "500 rows of dolly to an examined, named layer; the same command again; with a handful of "
+        "rows edited and added; such rows alone by `lamina update`",
+        "iterate",
+        lambda r: (
+            f"{r['first_s']:.0f} s ({r['tokens']:,} tokens, {r['tokens_per_second']:.0f} a second, "
+            f"{r['share']['steps']:.0%} of the time in steps); {r['again_s']:.1f} s; "
+            f"{r['edited_s']:.0f} s; {r['updated_s']:.0f} s"
+        ),
+    )
+    add(
         "time of a training step at depth 16 over depth 0",
         "depth",
         lambda r: f"{r['ratio_16_0']:.3f}",

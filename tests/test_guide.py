@@ -26,6 +26,7 @@ DOCUMENTED = (
     "refresh",
     "squash",
     "status",
+    "train",
     "update",
 )
 """Commands that must have a page, in which they are typed."""
