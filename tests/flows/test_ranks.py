@@ -9,6 +9,7 @@ from lamina.core.errors import UsageError
 from lamina.export.parity import logits_of
 from lamina.flows import learn
 from lamina.flows.adapters import export, import_peft, load_peft
+from lamina.flows.inventory import describe, render
 from lamina.flows.merge import merge
 from lamina.flows.squash import squash
 from lamina.flows.update import Request, recipe_of
@@ -63,6 +64,15 @@ def test_what_is_stored_is_an_adapter_that_peft_reads(layer, tmp_path):
     same(theirs, logits(layer, "uneven"))
     plain = logits_of(base_model(layer), PROMPTS)
     assert (theirs[0] - plain[0]).abs().max() > 1e-2 * plain[0].abs().max()
+
+
+def test_show_names_them(layer, tmp_path):
+    shown = render(describe(layer, "uneven"))
+    assert "rank 2, alpha 4 (lora)" in shown
+    assert "ranks: mlp.down_proj 5, q_proj 1, up_proj 2" in shown
+    assert "times that" not in shown
+    learned(layer, tmp_path, "plus", lr_ratio=4.0, steps=1)
+    assert "B's lr 4 times that" in render(describe(layer, "plus"))
 
 
 def test_out_and_in_again(layer, tmp_path):
