@@ -21,6 +21,7 @@ KEYS = {
     "refresh": {"cost_ratio", "exam_ratio"},
     "rebase": {"sibling"},
     "gpu": {"device", "shapes"},
+    "methods": {"pays", "sets"},
     "train": {"vs_trl_default", "vs_tuned", "vs_peft_loop", "roofline", "memory_vs_trl"},
     "iterate": {"first_s", "again_s", "edited_s", "updated_s", "phases_s"},
     "squash": {"rel_error", "peak_over_factors", "seconds", "ship8_of_64"},

@@ -10,6 +10,7 @@ from lamina.bases.families import (
     head,
     linears,
     logits,
+    module_ranks,
     select,
     target_modules,
 )
@@ -128,6 +129,21 @@ def test_unknown_targets_are_listed_with_the_known_ones(targets):
     assert "down_proj, gate_proj, k_proj" in str(caught.value)
     for target in targets:
         assert (repr(target) in caught.value.faults) == (target != "all-linear")
+
+
+def test_ranks_of_modules():
+    found = linears(tiny("llama"))
+    ranks = {"q_proj": 4, "mlp.down_proj": 9, "layers.1.self_attn.q_proj": 7}
+    each = module_ranks(found, 16, ranks)
+    assert list(each) == list(found)
+    assert each["model.layers.0.self_attn.q_proj"] == 4
+    assert each["model.layers.1.self_attn.q_proj"] == 7  # the longer name wins
+    assert each["model.layers.1.mlp.down_proj"] == 9
+    assert each["model.layers.0.mlp.up_proj"] == 16
+    assert module_ranks(found, 3, {}) == dict.fromkeys(found, 3)
+    with pytest.raises(UsageError) as caught:
+        module_ranks(found, 3, {"proj": 2, "lm_head": 1, "v_proj": 1})
+    assert len(caught.value.faults) == 2
 
 
 def test_target_modules_are_the_shortest_exact_names():

@@ -41,6 +41,20 @@ def test_recipe_file_and_options_go_together(program, rows, tmp_path):
     assert layer["author"] == "ada"
 
 
+def test_ranks_of_their_own(program, rows):
+    options = ("--steps", 1, "--module-rank", "q_proj=1", "--module-rank", "mlp.up_proj=5")
+    found = program(*train("pico", rows, "fresh", *options, "--json")).done().json
+    layer = program("show", found["layer"], "--json").json
+    assert layer["recipe"]["ranks"] == {"q_proj": 1, "mlp.up_proj": 5}
+    wrong = ("q_proj", "k_proj=two", "=3", "v_proj=2", "v_proj=3")
+    options = [each for one in wrong for each in ("--module-rank", one)]
+    refused = program(*train("pico", rows, "other", *options))
+    refused.refused("'q_proj'", "'k_proj=two'", "'=3'", "'v_proj' is given twice")
+    program(*train("pico", rows, "other", "--module-rank", "q_prj=2")).refused("'q_prj'", "q_proj")
+    both = ("--module-rank", "q_proj=2", "--scaling", "rslora")
+    program(*train("pico", rows, "other", *both)).refused("another scale for each rank")
+
+
 def test_the_author_comes_from_the_environment(program, rows):
     arguments = train("pico", rows, "fresh", "--steps", 1, "--json")
     found = program(*arguments, LAMINA_AUTHOR="grace").done().json
@@ -166,6 +180,7 @@ class TestResume:
             ("--skip-bad",),
             ("--seed", 0),
             ("--target", "q_proj"),
+            ("--module-rank", "q_proj=2"),
             ("--held-out", 0.0),
             ("--force",),
         ],

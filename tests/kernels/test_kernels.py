@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lamina.kernels import build, native, reference
+from lamina.kernels import accelerated, build, native, reference
 from lamina.kernels.choose import chosen
 from lamina.kernels.sizes import Heads, Places
 from tests.tolerance import TOLERANCE
@@ -283,7 +283,11 @@ def test_what_has_no_native_kernels_says_why():
     assert "float32" in chosen(torch.float32, cpu, (64,), 64)[1]
     assert "multiple of 16" in chosen(torch.bfloat16, cpu, (24,), 64)[1]
     assert "heads of 32" in chosen(torch.bfloat16, cpu, (64,), 80)[1]
-    assert "cuda" in chosen(torch.bfloat16, torch.device("cuda"), (64,), 64)[1]
+    assert "cuda" in chosen(torch.float32, torch.device("cuda"), (64,), 64)[1]
+
+
+def test_a_gpu_has_kernels_of_its_own():
+    assert chosen(torch.bfloat16, torch.device("cuda"), (64,), 64) == (accelerated, "")
 
 
 @pytest.fixture

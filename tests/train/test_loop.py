@@ -26,7 +26,12 @@ def plain(how, data, steps):
     start = fresh_factors(linears, how)
     leaves = {n: (f.a_RI.requires_grad_(), f.b_OR.requires_grad_()) for n, f in start.items()}
     flat = [each for pair in leaves.values() for each in pair]
-    optimiser = torch.optim.AdamW(flat, betas=how.betas, weight_decay=how.weight_decay)
+    sides = (
+        (1.0, [a for a, _ in leaves.values()]),
+        (how.lr_ratio, [b for _, b in leaves.values()]),
+    )
+    groups = [{"params": some, "times": times} for times, some in sides]
+    optimiser = torch.optim.AdamW(groups, betas=how.betas, weight_decay=how.weight_decay)
     plan, epoch, losses = [], 0, []
     while len(plan) < steps:
         seed = derive(how.seed, "order")
@@ -40,13 +45,22 @@ def plain(how, data, steps):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(flat, how.clip)
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(how, step, steps, warmup_steps(how, steps))
+            rate = learning_rate(how, step, steps, warmup_steps(how, steps))
+            group["lr"] = rate * group["times"]
         optimiser.step()
         losses.append(float(loss.detach()))
     return losses, leaves
 
 
-@pytest.mark.parametrize("changes", [{}, {"scaling": "rslora", "weight_decay": 0.1, "clip": 0.3}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"scaling": "rslora", "weight_decay": 0.1, "clip": 0.3},
+        {"lr_ratio": 4.0, "weight_decay": 0.1},
+        {"ranks": {"q_proj": 1, "mlp.down_proj": 5, "layers.0.mlp.down_proj": 3}},
+    ],
+)
 def test_equals_a_plain_implementation(tmp_path, changes):
     how = recipe(steps=12, lr=5e-3, **changes)
     data = rows()
@@ -93,6 +107,17 @@ def test_in_many_sittings_to_the_bit(tmp_path, whole, every):
     same = {"seconds": 0.0}
     assert outcome.progress.model_copy(update=same) == whole[0].progress.model_copy(update=same)
     assert outcome.recipe == whole[0].recipe
+
+
+def test_in_two_sittings_with_two_rates_to_the_bit(tmp_path):
+    """B's moments lie in the same buffer as with one rate, and come back."""
+    whole, _ = run(job(tmp_path / "whole", **NINE, lr_ratio=4.0))
+    with pytest.raises(TrainInterrupted):
+        run(job(tmp_path / "parts", **NINE, lr_ratio=4.0), stop_after(4))
+    outcome, _ = run(job(tmp_path / "parts", **NINE, lr_ratio=4.0))
+    assert raw(outcome) == raw(whole)
+    single, _ = run(job(tmp_path / "single", **NINE))
+    assert raw(single) != raw(whole)
 
 
 def test_killed_between_two_checkpoints(tmp_path, whole):

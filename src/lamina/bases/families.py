@@ -86,6 +86,25 @@ def select(linears: Mapping[str, nn.Linear], targets: Sequence[str]) -> dict[str
     return {name: linear for name, linear in linears.items() if name in matched}
 
 
+def module_ranks(
+    linears: Mapping[str, nn.Linear], rank: int, ranks: Mapping[str, int]
+) -> dict[str, int]:
+    """Each linear's rank: that of the longest of `ranks`' names or suffixes that fits, or `rank`.
+
+    Raises UsageError listing every name that fits none of `linears`.
+    """
+    unknown = [each for each in ranks if not any(_ends(name, each) for name in linears)]
+    if unknown:
+        suffixes = sorted({name.rpartition(".")[2] for name in linears})
+        raise UsageError(
+            "ranks for linears that are not trained",
+            faults=[repr(each) for each in unknown],
+            hint=f"use suffixes such as {', '.join(suffixes)}",
+        )
+    fitting = {name: [each for each in ranks if _ends(name, each)] for name in linears}
+    return {name: ranks[max(some, key=len)] if some else rank for name, some in fitting.items()}
+
+
 def target_modules(linears: Mapping[str, nn.Linear], modules: Sequence[str]) -> tuple[str, ...]:
     """The shortest names that select exactly `modules`: bare suffixes where possible, else full.
 

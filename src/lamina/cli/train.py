@@ -50,6 +50,12 @@ def train(
     rank: Annotated[
         int | None, typer.Option(metavar="N", help="Rank of every low-rank update.")
     ] = None,
+    module_rank: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LINEAR=N", help="Another rank for some linears: down_proj=24; repeat."
+        ),
+    ] = None,
     lr: options.LearningRate = None,
     epochs: options.Epochs = None,
     steps: options.Steps = None,
@@ -141,6 +147,7 @@ def train(
     """
     overrides = {
         "rank": rank,
+        "ranks": module_ranks(module_rank),
         "lr": lr,
         "epochs": epochs,
         "steps": steps,
@@ -205,9 +212,28 @@ def train(
     show(finish(store, run, reporter), as_json=json)
 
 
+def module_ranks(given: list[str] | None) -> dict[str, int] | None:
+    """What --module-rank says. Raises UsageError for all that is no LINEAR=N, or given twice."""
+    if given is None:
+        return None
+    ranks: dict[str, int] = {}
+    faults = []
+    for text in given:
+        name, _, rank = text.rpartition("=")
+        if not (name and rank.isascii() and rank.isdigit()):
+            faults.append(f"{text!r}: give a linear, an equals sign and a rank")
+        elif name in ranks:
+            faults.append(f"{name!r} is given twice")
+        else:
+            ranks[name] = int(rank)
+    if faults:
+        raise UsageError("--module-rank cannot be read", faults=faults)
+    return ranks
+
+
 def refuse_beside_resume(options: dict[str, Any]) -> None:
     """A run goes on as it was started. Raises UsageError naming every other option given."""
-    spelt = {"targets": "target", "exams": "scorer"}
+    spelt = {"targets": "target", "exams": "scorer", "ranks": "module-rank"}
     given = [
         "--" + spelt.get(key, key).replace("_", "-")
         for key, value in options.items()

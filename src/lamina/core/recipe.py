@@ -14,13 +14,17 @@ ALL_LINEAR = "all-linear"
 Scaling = Literal["lora", "rslora"]
 Overlong = Literal["split", "truncate", "refuse"]
 ScorerName = Literal["loss", "exact", "numeric", "choice", "tool_call"]
+Rank = Annotated[int, Field(ge=1, le=4096)]
 
 
 class Recipe(Value):
     """How a layer is trained. `lamina train --recipe FILE` reads this from TOML or JSON."""
 
-    rank: Annotated[int, Field(ge=1, le=4096)] = 16
-    """Rank of every low-rank update."""
+    rank: Rank = 16
+    """Rank of every low-rank update, but for those of `ranks`."""
+    ranks: dict[str, Rank] | None = None
+    """Other ranks by module name or its suffix (whole dotted parts: 'q_proj', 'mlp.down_proj'); of
+    several that fit, the longest. The scale stays that of `rank`, so only with scaling 'lora'."""
     alpha: Annotated[float, Field(gt=0)] | None = None
     """Scale numerator; None means 2 x rank (Biderman et al., arXiv:2405.09673)."""
     scaling: Scaling = "lora"
@@ -29,6 +33,8 @@ class Recipe(Value):
     """Which linears: 'all-linear', or suffixes of module names such as 'q_proj'."""
     lr: Annotated[float, Field(gt=0, le=1)] = 5e-4
     """Peak learning rate of AdamW; about ten times that of full fine-tuning."""
+    lr_ratio: Annotated[float, Field(ge=1, le=1000)] = 1.0
+    """Learning rate of B as a multiple of A's, which is `lr` (LoRA+, arXiv:2402.12354)."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the training rows; ignored when `steps` is set."""
     steps: Annotated[int, Field(ge=1)] | None = None
@@ -90,6 +96,12 @@ class Recipe(Value):
     def _length_can_be_left_open(self) -> Self:
         if self.max_minutes is not None and (self.schedule == "cosine" or self.decay == 1):
             raise ValueError("max_minutes needs a trapezoid schedule with decay below 1")
+        return self
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> Self:
+        if self.ranks and self.scaling == "rslora":
+            raise ValueError("ranks need scaling 'lora': 'rslora' has another scale for each rank")
         return self
 
     @property

@@ -54,13 +54,13 @@ def import_peft(
     beneath = resolve(store, on)
     compiled = compile_stack(store, beneath)
     check_layer(factors, compiled.linears, str(directory))
-    some = next(iter(factors.values()))
+    widest = max(factors.values(), key=lambda part: part.rank)
     config = LayerConfig(
         name=name.name,
         base=beneath.config.base,
         parents=beneath.config.layers,
-        rank=max(f.rank for f in factors.values()),
-        alpha=some.scale * some.rank,
+        rank=widest.rank,
+        alpha=widest.scale * widest.rank,
         scaling="lora",
         modules=tuple(sorted(factors)),
         parameters=sum(f.parameters for f in factors.values()),

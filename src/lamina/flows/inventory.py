@@ -156,7 +156,10 @@ def _render_layer(layer: dict[str, Any]) -> str:
         lines.append(
             f"  recipe: lr {recipe['lr']:g}, {recipe['steps']} steps of {recipe['batch_tokens']} "
             f"tokens, seed {recipe['seed']}"
+            + (f", B's lr {recipe['lr_ratio']:g} times that" if recipe["lr_ratio"] != 1 else "")
         )
+        other = ", ".join(f"{name} {rank}" for name, rank in (recipe["ranks"] or {}).items())
+        lines += [f"  ranks: {other}"] if other else []
     if cost:
         lines.append(
             f"  took {cost['seconds'] / 60:.1f} minutes, {cost['peak_bytes'] / 1e9:.1f} GB "

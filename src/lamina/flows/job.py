@@ -63,7 +63,7 @@ def job_of(
 ) -> tuple[Job, EncodeReport]:
     """A run over a compiled stack: its rows encoded, the factors that it starts from.
 
-    Raises DataError, UsageError for unknown targets.
+    Raises DataError, UsageError for unknown targets and ranks of none.
     """
     recipe = spec.recipe
     train_set = encode_all(
@@ -81,9 +81,12 @@ def job_of(
     eval_set = encode_all(
         looked_at, compiled.format, max_length=recipe.max_length, overlong="truncate"
     )
+    linears = families.select(compiled.linears, recipe.targets)
+    if recipe.ranks:
+        families.module_ranks(linears, recipe.rank, recipe.ranks)  # faults before any training
     job = Job(
         model=compiled.model,
-        linears=families.select(compiled.linears, recipe.targets),
+        linears=linears,
         rows=train_set.rows,
         rehearsal=_pools(store, run, spec, compiled),
         eval_rows=eval_set.rows,

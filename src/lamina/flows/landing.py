@@ -50,7 +50,7 @@ def adapter_blobs(
     target_modules: Sequence[str],
     base: str,
 ) -> list[Descriptor]:
-    """Store a layer's payload, a PEFT adapter. Raises LayerError (see `codec.encode`)."""
+    """Store a layer's payload, a PEFT adapter."""
     config, weights = codec.encode(
         factors, rank=rank, alpha=alpha, scaling=scaling, target_modules=target_modules, base=base
     )

@@ -202,7 +202,9 @@ def _named_by_its_top(stack: ResolvedStack, index: int, name: Name) -> bool:
 def recipe_of(layer: ResolvedLayer, request: Request) -> Recipe:
     """The old version's recipe with the length of its schedule open again."""
     config = layer.config
+    old = (config.recipe or Recipe()).model_dump()
     fixed = {"rank": config.rank, "alpha": config.alpha, "scaling": config.scaling}
+    fixed["ranks"] = old["ranks"]
     changes = dict(request.overrides)
     wrong = [key for key in changes if key in fixed]
     if wrong:
@@ -210,7 +212,6 @@ def recipe_of(layer: ResolvedLayer, request: Request) -> Recipe:
             f"an update keeps the layer's {', '.join(wrong)}",
             hint="train a new layer, or squash it afterwards: lamina squash --rank",
         )
-    old = (config.recipe or Recipe()).model_dump()
     opened = {"steps": None, "stop_after": None, "warmup_steps": None, "schedule": None}
     own = {"rehearsal": REHEARSAL, "protect": PROTECT}
     return Recipe.parse(old | opened | own | fixed | changes, "the recipe of the update")

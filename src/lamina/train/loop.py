@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lamina.bases.families import module_ranks
 from lamina.core.errors import TrainError, TrainInterrupted
 from lamina.core.recipe import Recipe
 from lamina.core.seeds import derive
@@ -26,6 +27,7 @@ from lamina.train import checkpoint
 from lamina.train.events import EventLog
 from lamina.train.fused import FusedDecoder, fuse
 from lamina.train.objective import SoftTargets, token_losses
+from lamina.train.optimiser import Optimiser
 from lamina.train.protect import Guard, directions
 from lamina.train.rehearse import Pool, turns
 from lamina.train.schedule import (
@@ -83,12 +85,16 @@ class Outcome:
 
 
 def fresh_factors(linears: Mapping[str, nn.Linear], recipe: Recipe) -> dict[str, Factors]:
-    """Starting factors; each module's from its own stream, so that targets don't disturb others."""
+    """Starting factors; each module's from its own stream, so that targets don't disturb others.
+
+    Raises UsageError for `ranks` that name none of the linears.
+    """
     result = {}
+    ranks = module_ranks(linears, recipe.rank, recipe.ranks or {})
     for name, linear in linears.items():
         generator = torch.Generator().manual_seed(derive(recipe.seed, "init", name))
         result[name] = init_factors(
-            linear.in_features, linear.out_features, recipe.rank, recipe.scale, generator
+            linear.in_features, linear.out_features, ranks[name], recipe.scale, generator
         )
     return result
 
@@ -129,13 +135,7 @@ class _Run:
         self.start = self.flat.data.clone()
         self.best = self.start.clone()
         self.rows = (*job.rows, *job.old_rows)
-        self.optimiser = torch.optim.AdamW(
-            [self.flat],
-            lr=self.recipe.lr,
-            betas=self.recipe.betas,
-            weight_decay=self.recipe.weight_decay,
-            fused=True,
-        )
+        self.optimiser = Optimiser(attachment, self.recipe)
         self.said: list[SoftTargets | None] = [None] * len(job.rows)
         for pool in job.rehearsal:
             self.said += parents[pool] if pool in parents else _said(job, pool)
@@ -193,20 +193,14 @@ class _Run:
             )
         self.flat.data.copy_(tensors["flat"])
         self.best.copy_(tensors["best"])
-        if "adam.step" in tensors:  # there is none before the first step that counts
-            self.optimiser.state[self.flat] = {
-                key: tensors[f"adam.{key}"].to(self.flat.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
-            }
+        self.optimiser.restore(tensors)
         self.seconds_before = self.progress.seconds
         self.events.emit("resumed", step=self.progress.step)
 
     def save(self) -> None:
         """Write the checkpoint."""
         self._update(seconds=self.elapsed())
-        tensors = {"flat": self.flat.data, "best": self.best}
-        state = self.optimiser.state.get(self.flat, {})
-        tensors |= {f"adam.{key}": value for key, value in state.items()}
+        tensors = {"flat": self.flat.data, "best": self.best, **self.optimiser.tensors()}
         checkpoint.save(self.job.directory, self.progress, tensors)
         self.last_save = time.perf_counter()
         self.events.emit("checkpoint", step=self.progress.step)
@@ -276,8 +270,6 @@ class _Run:
         batch = collate([self.rows[index] for index in chosen], self.job.pad_id)
         soft = mixed(batch, [self.said[index] for index in chosen])
         rate = learning_rate(self.recipe, progress.step, progress.steps, progress.warmup)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
         self.attachment.zero_grad()
         loss = token_losses(self.model, batch, soft).mean()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -287,7 +279,7 @@ class _Run:
         norm = torch.nn.utils.clip_grad_norm_([self.flat], self.recipe.clip)
         finite = bool(torch.isfinite(loss)) and bool(torch.isfinite(norm))
         if finite:
-            self.optimiser.step()
+            self.optimiser.step(rate)
             if self.recipe.drift:
                 self.flat.data.lerp_(self.start, min(1.0, rate * self.recipe.drift))
             if self.guard is not None:
