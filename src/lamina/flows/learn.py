@@ -143,10 +143,11 @@ def _taken_up(
     store: Store, run: runs.Run, result: runs.RunResult, spec: runs.RunSpec, reporter: Reporter
 ) -> runs.Run:
     """A run that is done, as its work is asked for now; only the name may be left to move."""
-    run.asked_again(spec)
-    if current(store, spec.name) != result.stack:  # as after landing: kept, and not yet named
-        store.add_root(store.describe(result.layer))
-        run.finish(result.model_copy(update={"name": None}))
+    with run.lock():
+        run.asked_again(spec)
+        if current(store, spec.name) != result.stack:  # as after landing: kept, and not yet named
+            store.add_root(store.describe(result.layer))
+            run.finish(result.model_copy(update={"name": None}))
     reporter.say(f"nothing changed since layer @{short(result.layer)}: kept (--again trains anew)")
     return run
 
