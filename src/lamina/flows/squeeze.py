@@ -3,16 +3,12 @@
 Each linear was cut as is best for it alone; what the cuts do to each other is made up for by a
 short training at the lower rank (LoRA-Squeeze, arXiv:2602.10993, whose squeezed adapters are
 tuned a little further). It needs no labels and nobody's data: the rows are the rehearsal sets of
-the stack's layers, and what is learned at each of their tokens, in questions and answers alike, is
-the stack's own distribution. A few rows have thousands of tokens.
+the stack's layers, and what is learned of their answers is the stack's own distribution.
 """
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from lamina.core.recipe import Recipe
 from lamina.core.report import Reporter
@@ -21,7 +17,7 @@ from lamina.lowrank.maths import Factors, LayerFactors
 from lamina.stack.compile import compile_stack
 from lamina.stack.resolve import ResolvedStack, over_base
 from lamina.store.layout import Store
-from lamina.tokens.mask import Encoded, encode_all
+from lamina.tokens.mask import encode_all
 from lamina.train.events import EventLog
 from lamina.train.loop import Job, train
 from lamina.train.teach import sayings
@@ -49,15 +45,14 @@ def squeezed(
     encoded = encode_all(
         rows, original.format, max_length=recipe.max_length, overlong="truncate"
     ).rows
-    asked = [_every_token(row) for row in encoded]
-    said = sayings(original.model, asked, recipe.batch_tokens, original.pad_id)
+    said = sayings(original.model, encoded, recipe.batch_tokens, original.pad_id)
     del original
     compiled = compile_stack(store, over_base(store, stack.base, label="the base"))
     with tempfile.TemporaryDirectory(prefix="lamina-squeeze-") as directory:
         job = Job(
             model=compiled.model,
             linears={name: compiled.linears[name] for name in cut},
-            rows=asked,
+            rows=encoded,
             eval_rows=(),
             recipe=recipe,
             pad_id=compiled.pad_id,
@@ -67,10 +62,3 @@ def squeezed(
             said=said,
         )
         return train(job, EventLog(None, reporter.event)).factors
-
-
-def _every_token(row: Encoded) -> Encoded:
-    """The row with every token a target, but for the first, which nothing predicts."""
-    mask = np.ones_like(row.mask)
-    mask[0] = False
-    return replace(row, mask=mask)
