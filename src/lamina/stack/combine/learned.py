@@ -89,7 +89,7 @@ def descend(
         return loss
 
     with contextlib.suppress(_Enough):
-        optimiser.step(closure)
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
     progress(tries, tries)
     return best
 
