@@ -13,13 +13,20 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+PARTS = {"rebase": ("sibling", "family")}
+"""Keys that a row lacks where only the other part was measured."""
 
 
 def newest(name: str) -> dict[str, Any] | None:
-    """The last row of a benchmark, None where there is none."""
+    """The last row of a benchmark, None where there is none.
+
+    What a part of a benchmark measures stands in the last row of that part.
+    """
     path = ROOT / "benchmarks" / "results" / f"{name}.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return json.loads(lines[-1]) if lines else None
+    rows = [json.loads(line) for line in lines]
+    parts = {key: row[key] for row in rows for key in PARTS.get(name, ()) if key in row}
+    return rows[-1] | parts if rows else None
 
 
 def percent(cell: dict[str, Any]) -> str:

@@ -5,6 +5,8 @@ stack (SSR, arXiv:2403.01244; Trans-LoRA, arXiv:2405.17258): text, so base, shap
 differ. Where the shapes agree, training starts from the layer's own factors.
 """
 
+from typing import Any
+
 from lamina.core.recipe import Recipe
 from lamina.data.example import Example
 from lamina.flows import learn, rehearsal
@@ -14,21 +16,21 @@ from lamina.flows.ladder.training import opened, run_of, tokens_of
 from lamina.flows.synthesis import write_rows
 from lamina.stack.compile import compile_stack
 
-SHARE_WARM, SHARE_FRESH = 0.15, 0.3
+SHARE_WARM, SHARE_FRESH = 0.15, 0.35
 """What it may cost, as a share of the tokens that the layer was trained on: warm, from scratch."""
 COST_OF_WRITING = 20.0
 """Writing a token costs about this many times what training on it does: it is one step of the whole
 model for one token of each row, half of the rows are dropped, and the last to end holds up all."""
-PASSES = 4
+PASSES = 5
 """Passes over each row. The rehearsal set comes first; rows are written where it is too small to
 spend the budget on in so many."""
 LEAST_WRITTEN, MOST_WRITTEN = 24, 192
 """Rows that are written, if any."""
-LEAST_EPOCHS, MOST_EPOCHS = 0.5, 6.0
+LEAST_EPOCHS, MOST_EPOCHS = 0.5, 8.0
 UNKNOWN_EPOCHS = 3.0
 """Passes where it isn't on record how long the layer was trained."""
-BATCH_TOKENS = 384
-"""At most, in a step: rows are few, and what counts is the number of steps."""
+BATCH_TOKENS = 256
+"""At most, in a step from scratch: rows are few, and what counts is the number of steps."""
 
 
 def distil(move: Move) -> Moved | str:
@@ -86,9 +88,9 @@ def _recipe(move: Move, taught: int) -> Recipe:
     if budget is not None:
         own = tokens_of(rehearsal.of_layers(move.store, [move.layer]))
         epochs = (budget - COST_OF_WRITING * (taught - own)) / taught
-    return recipe.model_copy(
-        update={
-            "epochs": round(min(MOST_EPOCHS, max(LEAST_EPOCHS, epochs)), 2),
-            "batch_tokens": min(recipe.batch_tokens, BATCH_TOKENS),
-        }
-    )
+    changes: dict[str, Any] = {
+        "epochs": round(min(MOST_EPOCHS, max(LEAST_EPOCHS, epochs)), 2),
+    }
+    if not move.same_shapes:
+        changes["batch_tokens"] = min(recipe.batch_tokens, BATCH_TOKENS)
+    return recipe.model_copy(update=changes)
