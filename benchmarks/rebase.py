@@ -18,6 +18,7 @@ from benchmarks.common import BASE, Log, emit, home, parser, say
 from benchmarks.contributors import LAYERS, layer, recipe, rows_file
 from benchmarks.gsm8k import first_rows
 from lamina.bases.load import load
+from lamina.core.recipe import Recipe
 from lamina.flows import rebase
 from lamina.flows.bases import ensure, pull
 from lamina.flows.ladder.carry import Carried
@@ -121,7 +122,7 @@ def to_family(store: Store, given: Any, work: Path) -> dict[str, Any]:
     ensure(store, FAMILY, Log())
     rows = round(TASK_ROWS * given.share)
     data = first_rows(given.data / TASKS, work / f"tasks-{rows}.jsonl", rows)
-    layer(store, BASE, "bench-tasks", str(data), recipe(given))
+    layer(store, BASE, "bench-tasks", str(data), Recipe(held_out=0.1, exams=("loss",)))
     return summary(carried(store, "bench-tasks", FAMILY, "tasks-on-gemma", "distil"))
 
 
