@@ -13,7 +13,7 @@ method's result. `seconds`: merging, examining and certifying, when it was first
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.common import BASE, Log, emit, home, parser, say
 from benchmarks.gsm8k import first_rows, learn_layer
@@ -26,11 +26,20 @@ from lamina.stack.interference import interference
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
 
-ROWS = 600
+
+class Source(NamedTuple):
+    """What one layer learns."""
+
+    file: str
+    rows: int
+    """The first rows of the file; a dialogue with its tools is ten times as long as a task."""
+
+
 SOURCES = {
-    "bench-merge-tasks": "train_instruction_induction.jsonl",
-    "bench-merge-tools": "train_sgd_toolstep.jsonl",
+    "bench-merge-tasks": Source("train_instruction_induction.jsonl", 1000),
+    "bench-merge-tools": Source("train_sgd_toolstep.jsonl", 120),
 }
+MOST_QUICK = 24
 QUICK = {"rank": 2, "steps": 4, "batch_tokens": 512, "max_length": 256}
 
 
@@ -39,24 +48,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__, data=True)
     options.add_argument("--quick", action="store_true", help="few rows, a few steps")
     options.add_argument("--base", default=BASE, help="base to train over")
-    options.add_argument("--rows", type=int, default=ROWS, help="rows of each data set")
+    options.add_argument("--share", type=float, default=1.0, help="share of the rows")
     options.add_argument("--epochs", type=float, default=1.0)
     options.add_argument("--methods", default=",".join(METHODS))
     given = options.parse_args(arguments)
     changes: dict[str, Any] = {"epochs": given.epochs}
+    rows = {name: round(source.rows * given.share) for name, source in SOURCES.items()}
     if given.quick:
-        given.rows, changes = min(given.rows, 24), QUICK
+        rows, changes = {name: min(count, MOST_QUICK) for name, count in rows.items()}, QUICK
     recipe = Recipe(**{"held_out": 0.15, "held_out_max": 100, "exams": ("loss",), **changes})
     with home(given.home) as directory:
         store = Store.open(directory)
         ensure(store, given.base, Log())
-        for name, file in SOURCES.items():
-            _ready(store, given.base, name, given.data / file, given.rows, recipe)
+        for name, source in SOURCES.items():
+            _ready(store, given.base, name, given.data / source.file, rows[name], recipe)
         methods = {name: _measured(store, name) for name in given.methods.split(",")}
         alone = [found.pop("alone") for found in methods.values()]
         row = {
             "base": given.base,
-            "rows": given.rows,
+            "rows": rows,
             "quick": given.quick,
             "recipe": {key: getattr(recipe, key) for key in ("rank", "lr", "epochs", "steps")},
             "alone": alone[0],

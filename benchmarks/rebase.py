@@ -2,8 +2,8 @@
 
 Sibling: the base after some steps of full fine-tuning on plain text, a full-rank change; the first
 two layers of `benchmarks.contributors` (reused where the store has them) are carried with the rungs
-copy and project. Family: Gemma 3 270M, by
-distillation, without the layers' data. `retained`: the smallest share of a layer's gain on its
+copy and project. Family: a layer of short tasks over the bare base, carried to Gemma 3 270M by
+distillation, without the layer's data. `retained`: the smallest share of a layer's gain on its
 exams that is left. `cost_ratio`: seconds of carrying over seconds of the layers' training; the
 examinations are given beside it, as a trained layer is examined too.
 """
@@ -16,7 +16,9 @@ import torch
 
 from benchmarks.common import BASE, Log, emit, home, parser, say
 from benchmarks.contributors import LAYERS, layer, recipe, rows_file
+from benchmarks.gsm8k import first_rows
 from lamina.bases.load import load
+from lamina.core.recipe import Recipe
 from lamina.flows import rebase
 from lamina.flows.bases import ensure, pull
 from lamina.flows.ladder.carry import Carried
@@ -24,6 +26,9 @@ from lamina.stack.compile import base_directory
 from lamina.store.layout import Store
 
 SIBLING, FAMILY = "bench-sibling", "gemma3-270m"
+TASKS, TASK_ROWS = "train_instruction_induction.jsonl", 1500
+"""What the layer for another family learns. Its answers are short and told by the question: how
+likely open answers are says more of how the two bases model English than of any layer."""
 FULL_STEPS, FULL_LR, FULL_TOKENS = 20, 2e-5, 1024
 
 
@@ -83,29 +88,42 @@ def main() -> None:
     arguments = parser(__doc__, data=True)
     arguments.add_argument("--quick", action="store_true", help="few rows, few steps, no Gemma")
     arguments.add_argument("--share", type=float, default=1.0, help="share of the rows")
-    arguments.add_argument("--without-family", action="store_true", help="the sibling only")
+    arguments.add_argument("--only", choices=("sibling", "family"))
     given = arguments.parse_args()
     given.share = 0.05 if given.quick else given.share
-    kinds = list(LAYERS)
+    row: dict[str, Any] = {}
     with home(given.home) as directory:
         store = Store.open(directory)
         ensure(store, BASE, Log())
         work = directory / "bench-data"
         work.mkdir(exist_ok=True)
-        on = BASE
-        for kind in kinds[:2]:
-            name = f"four-on-{kind}"
-            layer(store, on, name, rows_file(given.data, work, kind, given.share), recipe(given))
-            on = name
-        steps = 2 if given.quick else FULL_STEPS
-        change = sibling(store, work, given.data / "train_lm_wikitext2_valid.txt", steps)
-        near = carried(store, on, SIBLING, "two-on-sibling", "project")
-        row = {"sibling": {**summary(near), "relative_change": change and round(change, 5)}}
-        if not (given.quick or given.without_family):
-            ensure(store, FAMILY, Log())
-            first = f"four-on-{kinds[0]}"
-            row["family"] = summary(carried(store, first, FAMILY, "one-on-gemma", "distil"))
+        if given.only != "family":
+            row["sibling"] = to_sibling(store, given, work)
+        if given.only != "sibling" and not given.quick:
+            row["family"] = to_family(store, given, work)
         emit("rebase", {**row, "share": given.share}, keep=given.keep)
+
+
+def to_sibling(store: Store, given: Any, work: Path) -> dict[str, Any]:
+    """Two layers, one over the other, to a base that was trained a little further."""
+    on = BASE
+    for kind in list(LAYERS)[:2]:
+        name = f"four-on-{kind}"
+        layer(store, on, name, rows_file(given.data, work, kind, given.share), recipe(given))
+        on = name
+    steps = 2 if given.quick else FULL_STEPS
+    change = sibling(store, work, given.data / "train_lm_wikitext2_valid.txt", steps)
+    near = carried(store, on, SIBLING, "two-on-sibling", "project")
+    return {**summary(near), "relative_change": change and round(change, 5)}
+
+
+def to_family(store: Store, given: Any, work: Path) -> dict[str, Any]:
+    """One layer to a base of another family, by what travels with it."""
+    ensure(store, FAMILY, Log())
+    rows = round(TASK_ROWS * given.share)
+    data = first_rows(given.data / TASKS, work / f"tasks-{rows}.jsonl", rows)
+    layer(store, BASE, "bench-tasks", str(data), Recipe(held_out=0.1, exams=("loss",)))
+    return summary(carried(store, "bench-tasks", FAMILY, "tasks-on-gemma", "distil"))
 
 
 def carried(store: Store, stack: str, onto: str, name: str, at_most: str) -> tuple[Carried, ...]:

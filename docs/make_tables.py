@@ -13,13 +13,20 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+PARTS = {"rebase": ("sibling", "family")}
+"""Keys that a row lacks where only the other part was measured."""
 
 
 def newest(name: str) -> dict[str, Any] | None:
-    """The last row of a benchmark, None where there is none."""
+    """The last row of a benchmark, None where there is none.
+
+    What a part of a benchmark measures stands in the last row of that part.
+    """
     path = ROOT / "benchmarks" / "results" / f"{name}.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return json.loads(lines[-1]) if lines else None
+    rows = [json.loads(line) for line in lines]
+    parts = {key: row[key] for row in rows for key in PARTS.get(name, ()) if key in row}
+    return rows[-1] | parts if rows else None
 
 
 def percent(cell: dict[str, Any]) -> str:
@@ -163,14 +170,27 @@ def _current(add: Callable[[str, str, Callable[[dict[str, Any]], str]], None]) -
         ),
     )
     add(
-        "eight layers of rank 16 squashed, shapes of a 7B model",
-        "squash",
-        lambda r: (
-            f"relative error {r['rel_error']:.1e}, peak {r['peak_over_factors']:.1f} x the "
-            f"factors, {r['seconds']:.0f} s"
-            + (f"; rank 64 shipped as 8 keeps {r['ship8_of_64']:.0%}" if r["ship8_of_64"] else "")
+        "two parallel layers merged into one: share of each one's gain that is left, by method",
+        "merge",
+        lambda r: "; ".join(
+            f"{name} " + " and ".join(f"{kept:.0%}" for kept in found["kept"].values())
+            for name, found in r["methods"].items()
         ),
     )
+    add(
+        "eight layers of rank 16 squashed, shapes of a 7B model",
+        "squash",
+        _squash,
+    )
+
+
+def _squash(row: dict[str, Any]) -> str:
+    exact = (
+        f"relative error {row['rel_error']:.1e}, peak {row['peak_over_factors']:.1f} x the "
+        f"factors, {row['seconds']:.0f} s"
+    )
+    share = row["ship8_of_64"]
+    return exact if share is None else f"{exact}; rank 64 shipped as 8 keeps {share:.1%} of a gain"
 
 
 TABLES = {"quickstart": quickstart_table, "benchmarks": benchmark_table}

@@ -10,11 +10,12 @@ from lamina.core.manifests import COST_TYPE, LAYER_TYPE, CostEvidence, StackedLa
 from lamina.core.names import Name
 from lamina.core.recipe import Recipe
 from lamina.core.report import Silent
-from lamina.flows import at_hand, descent, learn, runs, seen_rows, update
+from lamina.flows import at_hand, descent, learn, rehearsal, runs, seen_rows, update
 from lamina.flows.bases import pull
-from lamina.flows.ladder.distil import distil
+from lamina.flows.ladder.distil import BATCH_TOKENS, PASSES, SHARE_FRESH, distil
 from lamina.flows.ladder.retrain import retrain
 from lamina.flows.ladder.rung import Move
+from lamina.flows.ladder.training import tokens_of
 from lamina.flows.lineage import status_of
 from lamina.flows.questions import carried
 from lamina.flows.refresh import RETUNE, plan_of, refresh
@@ -96,6 +97,33 @@ def test_a_distilled_layer_holds_rows_out_in_later_updates(store, tmp_path):
     made = distil(move(store, "first", "other")).stack.layers[-1]
     assert made.config.recipe.held_out == 0.3
     assert run_of(store, made).sources == ()
+
+
+def trained_on(store, layer, tokens):
+    """Record that a layer's training took so many tokens."""
+    cost = store.evidence(layer.digest, COST_TYPE, CostEvidence)[-1]  # the newest counts
+    store.put_evidence(
+        COST_TYPE, cost.model_copy(update={"tokens": tokens}), store.describe(layer.digest)
+    )
+    assert descent.cost_of(store, layer).tokens == tokens
+
+
+def test_rows_are_written_only_where_the_budget_is_left_for_them(store, tmp_path):
+    pull(store, str(pico_base(tmp_path / "wide", hidden=48, layers=2, seed=5)), "wide", Silent())
+    layer = resolve(store, "first").layers[0]
+    rows = rehearsal.of_layers(store, [layer])
+    a_pass = tokens_of(rows)
+    for passes, writes in ((1, False), (PASSES, False), (40 * PASSES, True)):
+        trained_on(store, layer, round(passes * a_pass / SHARE_FRESH))
+        said = Said()
+        made = distil(move(store, "first", "wide", reporter=said, data=[f"run {passes}"]))
+        config = made.stack.layers[-1].config
+        assert any(text.startswith("wrote") for text in said.sentences) is writes
+        assert config.recipe.batch_tokens <= BATCH_TOKENS
+        assert config.data.rows >= len(rows)
+        if not writes:
+            assert config.data.rows == len(rows)
+            assert config.recipe.epochs == pytest.approx(passes, abs=0.02)
 
 
 def test_what_is_private_stays_private_on_the_way(store, tmp_path):
@@ -324,6 +352,7 @@ def test_a_stop_before_the_gate_is_heeded(store, tmp_path):
 def test_whoever_stops_the_writing_of_rows_is_told_the_whole_command(store, tmp_path):
     pull(store, str(pico_base(tmp_path / "wide", hidden=48, layers=2, seed=5)), "wide", Silent())
     said, data = Said(), write_rows(tmp_path / "any rows.jsonl")
+    trained_on(store, resolve(store, "first").layers[0], 10**6)
     with pytest.raises(TrainInterrupted, match="written") as caught:
         carry(
             store, "first", "wide", said, stopped_after(said, "trying to distil"),

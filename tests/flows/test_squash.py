@@ -8,6 +8,7 @@ import torch
 
 from lamina.core.errors import CheckError, GateError, UsageError
 from lamina.core.manifests import CERTIFICATE_TYPE, CertificateEvidence, StackedLayer
+from lamina.data.read import read
 from lamina.export import parity
 from lamina.export.parity import compare, logits_of
 from lamina.flows import naming, rehearsal, seen_rows
@@ -17,8 +18,12 @@ from lamina.lowrank.squash import NOISE
 from lamina.stack.compile import compile_stack, stored_factors
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
+from lamina.tokens.batch import collate
+from lamina.tokens.mask import encode_all
+from lamina.train.objective import token_losses
+from lamina.train.teach import mixed, sayings
 from tests.flows.deaths import report_of
-from tests.flows.world import Said, learned
+from tests.flows.world import Said, learned, write_rows
 from tests.stacks import new_store, put_layer, random_factors
 
 PROMPTS = [list(range(8, 30)), [11, 250, 9, 9, 70]]
@@ -35,6 +40,11 @@ def logits(store, text):
 
 def difference(store, one, two):
     return compare(logits(store, one), logits(store, two), torch.float32).max_rel
+
+
+def stored_factors_equal(store, one, two):
+    a, b = stored_factors(store, one), stored_factors(store, two)
+    return all(torch.equal(a[n].a_RI, b[n].a_RI) and torch.equal(a[n].b_OR, b[n].b_OR) for n in a)
 
 
 def test_an_exact_squash_is_the_same_model(store):
@@ -110,6 +120,36 @@ def test_an_exact_certificate_leaves_out_rounding_alone(store):
     assert found["logits_difference"] < 1e-5
     for kept in found["exams"]:
         assert kept["after"] == pytest.approx(kept["before"], abs=1e-3)
+
+
+def test_what_a_cut_leaves_learns_to_say_what_the_stack_says(store, tmp_path):
+    """On rows that nobody trained on: the passes bring a cut stack nearer to the whole one."""
+    learned(store, tmp_path, "wide", word="river", rank=8, steps=30, lr=2e-2)
+    rows = read([write_rows(tmp_path / "new.jsonl", 90, word="river")]).examples[60:]
+    whole = compile_stack(store, resolve(store, "wide"), dtype=torch.float32)
+    encoded = encode_all(rows, whole.format, max_length=64).rows
+    said, batch = sayings(whole.model, encoded, 4096, whole.pad_id), collate(encoded, whole.pad_id)
+    away, done = {}, {}
+    for passes in (0, 8):
+        name = f"after-{passes}"
+        done[passes] = run(store, "wide", rank=1, passes=passes, name=name, override="a trial")
+        model = compile_stack(store, resolve(store, name), dtype=torch.float32).model
+        with torch.no_grad():
+            away[passes] = float(token_losses(model, batch, mixed(batch, said)).mean())
+    assert away[8] < away[0]
+    cut, tuned = (done[passes]["certificate"] for passes in (0, 8))
+    assert (cut["passes"], tuned["passes"], cut["rank"], tuned["rank"]) == (0, 8, 1, 1)
+    assert cut["discarded"] < tuned["discarded"]  # the cut is the nearest to the update itself
+    assert "8 passes over the rehearsal rows" in render(describe(store, "after-8"))
+    again = run(store, "wide", rank=1, passes=8, name="again", override="a trial")
+    assert stored_factors_equal(store, again["layer"], done[8]["layer"])
+
+
+def test_nothing_is_trained_where_nothing_was_cut_or_no_rows_travel(store, tmp_path):
+    assert run(store, rank=64)["certificate"]["passes"] == 0
+    learned(store, tmp_path, "bare", word="river", rehearsal_set="none")
+    done = run(store, "bare", rank=1, override="a trial")
+    assert (done["certificate"]["rank"], done["certificate"]["passes"]) == (1, 0)
 
 
 def test_a_tolerance_holds_for_every_linear(store):
@@ -207,8 +247,11 @@ def test_what_cannot_be_squashed(store):
         run(store, f"@{digest[7:19]}")
     assert "--as" in caught.value.hint
     with pytest.raises(UsageError) as caught:
-        run(store, rank=0, tolerance=2.0)
-    assert len(caught.value.faults) == 3
+        run(store, rank=0, tolerance=2.0, passes=-1)
+    assert len(caught.value.faults) == 4
+    with pytest.raises(UsageError, match="cannot be done") as caught:
+        run(store, tolerance=0.1, passes=2)
+    assert "only what --rank cuts" in caught.value.faults[0]
     with pytest.raises(UsageError, match="no base"):
         run(store, name="pico")
     assert resolve(store, "second").digest == digest

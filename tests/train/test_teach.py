@@ -62,6 +62,25 @@ def test_a_stack_moves_less_on_rows_it_is_taught_by_itself(tmp_path):
     assert moved["parent"] < moved["labels"]
 
 
+def test_rows_of_its_own_can_teach_what_somebody_else_says(tmp_path):
+    """The other is a model that was trained; towards it, not towards the labels, one moves."""
+    data, other = rows(4), model()
+    taught, _ = run(job(tmp_path / "other", rows=rows(4, seed=9), lr=0.05, steps=10, eval_rows=[]))
+    for name, factors in taught.factors.items():
+        weight = other.get_submodule(name).weight
+        weight.data += factors.scale * (factors.b_OR @ factors.a_RI)
+    said, batch = teach.sayings(other, data, 100, PAD), collate(data, PAD)
+    how = {"rows": data, "lr": 0.02, "steps": 20, "eval_rows": []}
+    away = {}
+    for name, theirs in (("said", said), ("labels", None)):
+        work = job(tmp_path / name, said=theirs, **how)
+        outcome, _ = run(work)
+        with attached(work.model, outcome.factors, work.linears), torch.no_grad():
+            away[name] = float(token_losses(work.model, batch, teach.mixed(batch, said)).mean())
+    before = float(token_losses(model(), batch, teach.mixed(batch, said)).mean())
+    assert away["said"] < before < away["labels"]
+
+
 def test_the_parents_alone_teach_what_the_start_has_spoilt(tmp_path):
     """From factors that do harm, a stack comes nearer to its parents when these teach it."""
     old, exact = [row(16, 50 + i) for i in range(4)], model()

@@ -56,7 +56,7 @@ def job(directory: Path, *, on: torch.nn.Module | None = None, **changes) -> Job
     on = on or model()
     changes = {"rehearsal": 0.0, "protect": 0.0} | changes
     old, pools = changes.pop("old", ()), changes.pop("pools", None)
-    fields = {"rows": rows(), "eval_rows": rows(4, seed=100), "start": None}
+    fields = {"rows": rows(), "eval_rows": rows(4, seed=100), "start": None, "said": None}
     fields |= {key: changes.pop(key) for key in tuple(changes) if key in fields}
     how = changes.pop("recipe", None) or recipe(**changes)
     if pools is None:

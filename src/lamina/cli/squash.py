@@ -25,6 +25,14 @@ def squash(
             metavar="E", help="Keep the rank that leaves out at most this share of each update."
         ),
     ] = None,
+    passes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Passes over the rehearsal rows in which what --rank leaves learns to say what "
+            "the stack says; 0: none (default: a few).",
+        ),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option("--as", metavar="NAME", help="Name that moves (default: the stack's own)."),
@@ -50,6 +58,7 @@ def squash(
         stack,
         rank=rank,
         tolerance=tolerance,
+        passes=passes,
         name=name,
         reporter=Terminal(),
         override=accept_regression,

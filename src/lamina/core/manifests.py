@@ -300,6 +300,8 @@ class CertificateEvidence(Value):
     sqrt(sum |dW - dW'|^2 / sum |dW|^2)."""
     worst_module: str = ""
     worst_discarded: float = 0.0
+    passes: int = 0
+    """Passes over rehearsal rows in which a squash trained what its cut left."""
     logits_difference: float
     """max |z - z'| / max |z| over the probe prompts, in float32."""
     probes: int

@@ -180,6 +180,8 @@ def certificate_lines(found: Mapping[str, Any]) -> list[str]:
     left_out = f"{found['discarded']:.1e} of the update left out"
     if found["worst_module"]:
         left_out += f", at most {found['worst_discarded']:.1e} ({found['worst_module']})"
+    if found["passes"]:
+        left_out += f"; trained for {found['passes']} passes over the rehearsal rows"
     lines = [
         f"  {found['method']}: rank {found['rank']}, was {found['rank_before']}; {left_out}",
         f"  logits differ by at most {found['logits_difference']:.1e} of the largest, on "

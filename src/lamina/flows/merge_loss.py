@@ -28,9 +28,10 @@ from lamina.store.layout import Store
 from lamina.tokens.batch import Batch, collate
 from lamina.tokens.mask import Encoded, encode_all
 from lamina.tokens.pack import plan_batches
+from lamina.train.fused import fuse
 from lamina.train.objective import token_losses
 
-MOST_TOKENS = 8192
+MOST_TOKENS = 4096
 """Tokens looked at for each weights that are tried: two numbers need no more."""
 BATCH_TOKENS = 2048
 MAX_LENGTH = 1024
@@ -74,13 +75,14 @@ def loss_over(
     with attached(compiled.model, whole, compiled.linears) as attachment:
         for module in attachment.modules.values():
             module.a.requires_grad_(False)
+        model = fuse(compiled.model)[0] or compiled.model
 
         def loss_and_gradients(weights: Sequence[float]) -> tuple[float, Sequence[float]]:
             _write(attachment, concat(layers, weights).factors)
             attachment.zero_grad()
             loss = 0.0
             for batch in batches:
-                part = token_losses(compiled.model, batch).sum() / tokens
+                part = token_losses(model, batch).sum() / tokens
                 part.backward()  # type: ignore[no-untyped-call]
                 loss += float(part.detach())
             return loss, weight_gradients(layers, _b_gradients(attachment))

@@ -15,7 +15,7 @@ from lamina.core.names import Name, parse_reference
 from lamina.core.report import Reporter
 from lamina.flows.descent import cost_of
 from lamina.flows.ladder.carry import KEEP, Carried
-from lamina.flows.ladder.distil import COST_OF_WRITING, SHARE_WARM, SHARE_WRITTEN
+from lamina.flows.ladder.distil import SHARE_WARM
 from lamina.flows.ladder.registry import up_to
 from lamina.flows.ladder.rung import Move, heed, typed
 from lamina.flows.landing import Named
@@ -31,9 +31,8 @@ FORWARD_SPEED = 3.0
 """A forward pass is about three times as fast as a training step."""
 
 
-RETUNE = SHARE_WARM + COST_OF_WRITING * SHARE_WRITTEN
-"""What correcting a layer costs, beside training it: a short training, and what it is taught is
-written first."""
+RETUNE = SHARE_WARM
+"""What correcting a layer costs, beside training it."""
 ANEW = "train it anew over the new parents"
 
 

@@ -6,7 +6,8 @@ the gate compares it with the original, exam by exam.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from lamina.core.names import Name, parse_reference
 from lamina.core.report import Reporter
 from lamina.exams.report import comparisons
 from lamina.export.parity import Parity, compare, logits_of
-from lamina.flows import landing, runs
+from lamina.flows import landing, rehearsal, runs
 from lamina.flows.adapters import PROBE
 from lamina.flows.examine import current, sit
 from lamina.flows.inventory import certificate_lines
@@ -35,8 +36,10 @@ from lamina.flows.joined import land_computed
 from lamina.flows.lineage import moved_on
 from lamina.flows.naming import new_name
 from lamina.flows.questions import carried, probe_prompts
+from lamina.flows.squeeze import PASSES, squeezed
 from lamina.gate.verdict import Policy
-from lamina.lowrank.squash import Squashed, discarded_share, squash_layers
+from lamina.lowrank.maths import LayerFactors
+from lamina.lowrank.squash import NOISE, Squashed, discarded_share, relative_error, squash_layers
 from lamina.stack.compile import Compiled, compile_stack, layer_factors
 from lamina.stack.resolve import ResolvedStack, over_base, resolve
 from lamina.store.layout import Store
@@ -52,6 +55,7 @@ def squash(
     *,
     rank: int | None = None,
     tolerance: float | None = None,
+    passes: int | None = None,
     name: str | None = None,
     reporter: Reporter,
     override: str | None = None,
@@ -60,16 +64,19 @@ def squash(
     """Squash the stack that `text` means and move `name` (its own by default) to the result.
 
     At most `rank` a module, or a relative error of `tolerance` a module; exact without either.
+    What a `rank` leaves is trained for `passes` over the rehearsal rows (see `squeeze`; None:
+    PASSES, 0: never).
     A stack that is one layer of that rank already is named as it is. Can be run again when killed.
     Raises UsageError, UnknownNameError, CheckError when an exact squash answers otherwise, and
     GateError; the layer is kept then.
     """
     began = time.monotonic()
-    _check(rank, tolerance)
+    limits = _Limits(rank, tolerance, passes)
+    limits.check()
     original = resolve(store, text)
     target = _target(store, text, name, original)
     before, undo = current(store, target.name), _undo(store, target)
-    layer, stack = _made(store, original, target, rank, tolerance, reporter, author, began)
+    layer, stack = _made(store, original, target, limits, reporter, author, began)
     named = landing.gate_and_name(
         store,
         layer,
@@ -79,7 +86,7 @@ def squash(
         reporter,
         override=override,
         author=author,
-        policy=Policy(rounding=ROUNDING) if rank is None and tolerance is None else None,
+        policy=Policy(rounding=ROUNDING) if limits.exact else None,
     )
     certificates = store.evidence(layer.digest, CERTIFICATE_TYPE, CertificateEvidence)
     return {
@@ -115,16 +122,35 @@ def render(result: Mapping[str, Any]) -> str:
 # -- what is asked ---------------------------------------------------------------------------------
 
 
-def _check(rank: int | None, tolerance: float | None) -> None:
-    faults = []
-    if rank is not None and tolerance is not None:
-        faults.append("--rank and --tolerance both say how much to keep: give one of them")
-    if rank is not None and rank < 1:
-        faults.append(f"--rank {rank}: the lowest rank is 1")
-    if tolerance is not None and not 0 < tolerance < 1:
-        faults.append(f"--tolerance {tolerance:g}: give a share between 0 and 1, such as 0.1")
-    if faults:
-        raise UsageError("this squash cannot be done", faults=faults)
+@dataclass(frozen=True)
+class _Limits:
+    """How much of the update is kept."""
+
+    rank: int | None
+    tolerance: float | None
+    passes: int | None
+
+    @property
+    def exact(self) -> bool:
+        """Nothing but rounding is left out."""
+        return self.rank is None and self.tolerance is None
+
+    def check(self) -> None:
+        """Raise UsageError with every fault."""
+        rank, tolerance, passes = self.rank, self.tolerance, self.passes
+        faults = []
+        if rank is not None and tolerance is not None:
+            faults.append("--rank and --tolerance both say how much to keep: give one of them")
+        if rank is not None and rank < 1:
+            faults.append(f"--rank {rank}: the lowest rank is 1")
+        if tolerance is not None and not 0 < tolerance < 1:
+            faults.append(f"--tolerance {tolerance:g}: give a share between 0 and 1, such as 0.1")
+        if passes is not None and passes < 0:
+            faults.append(f"--passes {passes}: 0 leaves the cut as it is")
+        if passes and rank is None:
+            faults.append(f"--passes {passes}: only what --rank cuts is trained")
+        if faults:
+            raise UsageError("this squash cannot be done", faults=faults)
 
 
 def _target(store: Store, text: str, name: str | None, stack: ResolvedStack) -> Name:
@@ -170,38 +196,54 @@ def _made(
     store: Store,
     original: ResolvedStack,
     name: Name,
-    rank: int | None,
-    tolerance: float | None,
+    limits: _Limits,
     reporter: Reporter,
     author: str | None,
     began: float,
 ) -> tuple[Descriptor, ResolvedStack]:
     """The squashed layer and its stack, certified and unnamed; the original's where it is that."""
-    parts = _squashed(store, original, rank, tolerance, reporter)
+    layers = [layer_factors(store, layer) for layer in original.layers]
+    parts = _squashed(layers, original, limits, reporter)
     if _is_one_already(original, parts):
         reporter.say(f"{original.label} is one layer of that rank already")
         return store.describe(original.layers[0].digest), original
+    rows = rehearsal.of_layers(store, original.layers)
+    passes = PASSES if limits.passes is None else limits.passes
+    if limits.rank is None or not rows or discarded_share(parts) <= NOISE:
+        passes = 0
+    if passes:
+        cut = {module: part.factors for module, part in parts.items()}
+        tuned = squeezed(store, original, cut, rows, passes, reporter)
+        parts = _measured(layers, parts, tuned)
     layer, stack = _land(store, original, name, parts, author)
     if not store.evidence(layer.digest, CERTIFICATE_TYPE, CertificateEvidence):
-        exact = rank is None and tolerance is None
-        certificate = _certificate(store, original, stack, parts, reporter, began, exact=exact)
+        certificate = _certificate(
+            store, original, stack, parts, passes, reporter, began, exact=limits.exact
+        )
         store.put_evidence(CERTIFICATE_TYPE, certificate, layer)
     return layer, stack
 
 
 def _squashed(
-    store: Store,
-    stack: ResolvedStack,
-    rank: int | None,
-    tolerance: float | None,
-    reporter: Reporter,
+    layers: Sequence[LayerFactors], stack: ResolvedStack, limits: _Limits, reporter: Reporter
 ) -> dict[str, Squashed]:
     def progress(done: int, total: int) -> None:
         text = f"squashing {stack.label}: {done}/{total} linears"
         reporter.event({"event": "examining", "text": text, "last": done == total})
 
-    layers = [layer_factors(store, layer) for layer in stack.layers]
-    return squash_layers(layers, rank=rank, tolerance=tolerance, progress=progress)
+    return squash_layers(layers, rank=limits.rank, tolerance=limits.tolerance, progress=progress)
+
+
+def _measured(
+    layers: Sequence[LayerFactors], parts: Mapping[str, Squashed], tuned: LayerFactors
+) -> dict[str, Squashed]:
+    """The parts with other factors, and how far those are from the update."""
+    found = {}
+    for module, part in parts.items():
+        terms = [layer[module] for layer in layers if module in layer]
+        away = part.norm * relative_error(terms, [tuned[module]]) if part.norm else 0.0
+        found[module] = replace(part, factors=tuned[module], discarded=away)
+    return found
 
 
 def _is_one_already(stack: ResolvedStack, parts: Mapping[str, Squashed]) -> bool:
@@ -237,6 +279,7 @@ def _certificate(
     original: ResolvedStack,
     stack: ResolvedStack,
     parts: Mapping[str, Squashed],
+    passes: int,
     reporter: Reporter,
     began: float,
     *,
@@ -260,6 +303,7 @@ def _certificate(
         discarded=discarded_share(parts),
         worst_module=worst if parts[worst].share else "",
         worst_discarded=parts[worst].share,
+        passes=passes,
         logits_difference=parity.max_rel,
         probes=parity.prompts,
         exams=_kept(store, original, stack, reporter, with_gain=not exact),

@@ -62,6 +62,8 @@ class Job:
     """What a person types to go on after an interruption."""
     start: LayerFactors | None = None
     """Factors to start from (warm start); None starts fresh."""
+    said: Sequence[SoftTargets] | None = None
+    """What the rows teach, one for each; None: their labels."""
     rehearsal: Sequence[Pool] = ()
     """Old rows, of which each epoch takes as many as make up each pool's share."""
 
@@ -137,6 +139,8 @@ class _Run:
         self.rows = (*job.rows, *job.old_rows)
         self.optimiser = Optimiser(attachment, self.recipe)
         self.said: list[SoftTargets | None] = [None] * len(job.rows)
+        if job.said is not None:
+            self.said = [*job.said]
         for pool in job.rehearsal:
             self.said += parents[pool] if pool in parents else _said(job, pool)
         self.lengths = [len(row) for row in self.rows]

@@ -5,6 +5,8 @@ stack (SSR, arXiv:2403.01244; Trans-LoRA, arXiv:2405.17258): text, so base, shap
 differ. Where the shapes agree, training starts from the layer's own factors.
 """
 
+from typing import Any
+
 from lamina.core.recipe import Recipe
 from lamina.data.example import Example
 from lamina.flows import learn, rehearsal
@@ -14,17 +16,21 @@ from lamina.flows.ladder.training import opened, run_of, tokens_of
 from lamina.flows.synthesis import write_rows
 from lamina.stack.compile import compile_stack
 
-LEAST_WRITTEN, MOST_WRITTEN = 32, 192
-"""Rows that the old stack writes beside the rehearsal set."""
-SHARE_WRITTEN = 0.1
-"""Tokens in them, as a share of the tokens that the layer was trained on."""
-COST_OF_WRITING = 2.0
-"""Writing a token costs about this many times what training on it does."""
 SHARE_WARM, SHARE_FRESH = 0.15, 0.35
-"""Tokens trained on, as a share of what the layer was trained on: warm and from scratch."""
-LEAST_EPOCHS, MOST_EPOCHS = 0.5, 6.0
+"""What it may cost, as a share of the tokens that the layer was trained on: warm, from scratch."""
+COST_OF_WRITING = 20.0
+"""Writing a token costs about this many times what training on it does: it is one step of the whole
+model for one token of each row, half of the rows are dropped, and the last to end holds up all."""
+PASSES = 5
+"""Passes over each row. The rehearsal set comes first; rows are written where it is too small to
+spend the budget on in so many."""
+LEAST_WRITTEN, MOST_WRITTEN = 24, 192
+"""Rows that are written, if any."""
+LEAST_EPOCHS, MOST_EPOCHS = 0.5, 8.0
 UNKNOWN_EPOCHS = 3.0
 """Passes where it isn't on record how long the layer was trained."""
+BATCH_TOKENS = 256
+"""At most, in a step from scratch: rows are few, and what counts is the number of steps."""
 
 
 def distil(move: Move) -> Moved | str:
@@ -39,11 +45,14 @@ def distil(move: Move) -> Moved | str:
 
 def _rows(move: Move, rows: tuple[Example, ...]) -> tuple[Example, ...]:
     """The rehearsal set and what the old stack writes; each question once."""
+    count = _written(move, rows)
+    if not count:
+        return rows
     teacher = compile_stack(move.store, move.old)
     written = write_rows(
         teacher,
         rows,
-        _written(move, rows),
+        count,
         forbidden=rows,
         seed=0,
         reporter=move.reporter,
@@ -53,20 +62,35 @@ def _rows(move: Move, rows: tuple[Example, ...]) -> tuple[Example, ...]:
 
 
 def _written(move: Move, rows: tuple[Example, ...]) -> int:
-    """How many rows to write."""
-    cost = cost_of(move.store, move.layer)
-    if cost is None:
+    """How many rows to write: w tokens of them such that writing them, and PASSES over them and the
+    rehearsal set, cost what may be spent; none where that is fewer rows than LEAST_WRITTEN."""
+    budget = _budget(move)
+    if budget is None:
         return MOST_WRITTEN
-    a_row = tokens_of(rows) / len(rows)
-    return round(min(MOST_WRITTEN, max(LEAST_WRITTEN, SHARE_WRITTEN * cost.tokens / a_row)))
+    own = tokens_of(rows)
+    tokens = (budget - PASSES * own) / (COST_OF_WRITING + PASSES)
+    count = round(tokens * len(rows) / own)
+    return min(MOST_WRITTEN, count) if count >= LEAST_WRITTEN else 0
+
+
+def _budget(move: Move) -> float | None:
+    """Tokens' worth of training that may be spent; None where no record says what it cost."""
+    cost = cost_of(move.store, move.layer)
+    share = SHARE_WARM if move.same_shapes else SHARE_FRESH
+    return None if cost is None else share * cost.tokens
 
 
 def _recipe(move: Move, taught: int) -> Recipe:
-    """The layer's own recipe, as short as the record of its training allows."""
+    """The layer's own recipe, as short as what is left of the budget."""
     recipe = opened(move.store, move.layer)
-    share = SHARE_WARM if move.same_shapes else SHARE_FRESH
-    cost = cost_of(move.store, move.layer)
-    epochs = UNKNOWN_EPOCHS if cost is None else share * cost.tokens / taught
-    return recipe.model_copy(
-        update={"epochs": round(min(MOST_EPOCHS, max(LEAST_EPOCHS, epochs)), 2)}
-    )
+    budget = _budget(move)
+    epochs = UNKNOWN_EPOCHS
+    if budget is not None:
+        own = tokens_of(rehearsal.of_layers(move.store, [move.layer]))
+        epochs = (budget - COST_OF_WRITING * (taught - own)) / taught
+    changes: dict[str, Any] = {
+        "epochs": round(min(MOST_EPOCHS, max(LEAST_EPOCHS, epochs)), 2),
+    }
+    if not move.same_shapes:
+        changes["batch_tokens"] = min(recipe.batch_tokens, BATCH_TOKENS)
+    return recipe.model_copy(update=changes)
