@@ -102,7 +102,7 @@ def test_what_looking_finds_lost_is_learned_again_with_all_that_answers_alike():
     same = Encoded(np.append(np.int32([9, 10]), answer), np.arange(len(answer) + 2) > 1, "alike")
     pool = Pool([*old, same], 0.3, "labels")
     plan = Plan(recipe(known=KNOWN, batch_tokens=10_000), [*rows(4), *pool.rows], 4, (pool,))
-    chosen, step = in_pass(plan)
+    _, step = in_pass(plan)
     plan.visited(range(8), torch.tensor(0.0))
     looked: list[int] = []
 
@@ -153,6 +153,17 @@ def test_a_pool_without_a_share_is_left_alone():
     looked: list[int] = []
     assert not plan.go_on(step, lambda which: looked.extend(which) or nothing_lost(which))
     assert sorted(looked) == [0, 1, 2, 3, 4, 5]
+
+
+def test_no_pass_takes_more_old_rows_than_the_first_might():
+    plan = planned(own=4, old=60, share=0.5)
+    _, step = in_pass(plan)
+    plan.visited(range(64), torch.tensor([2 * LIMIT] * 32 + [3 * LIMIT] * 32))
+    assert plan.go_on(step, never)
+    old = [i for i in in_pass(plan)[0] if i >= 4]
+    assert min(old) >= 32  # the worst first
+    of = rows(4) + rows(60, seed=50)
+    assert sum(len(of[i]) for i in old) < sum(map(len, of[:4])) + 18
 
 
 def test_new_rows_that_get_lost_again_are_found():

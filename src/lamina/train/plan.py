@@ -171,34 +171,43 @@ class Plan:
         return found
 
     def _unknown(self) -> list[list[int]]:
-        """The pass's batches: rows not known when it began, and old rows up to their share."""
+        """The pass's batches: new rows not known when it began, and old rows.
+
+        Those lost, worst first, up to as many as all new rows would have beside them: no pass
+        costs more than the first, whatever is in the rows. Then others, up to their share.
+        """
         if self.number == 0:
             return self._every(0)
         if -1 not in self._passes:
-            known = (self.began <= self.limit).tolist()
-            lost = (self.began > self.limit).tolist()
-            chosen = [i for i in range(self._own) if not known[i]]
-            beside = self._tokens(chosen)
+            worst = self.began.tolist()
+            chosen = [i for i in range(self._own) if not worst[i] <= self.limit]
+            beside, most = self._tokens(chosen), self._tokens(range(self._own))
             for pool, indices in self._old():
-                mended = [i for i in indices if lost[i] and pool.share]
-                wanted = pool.share / (1 - pool.share) * beside - self._tokens(mended)
-                beside = round(beside / (1 - pool.share)) if pool.rows else beside
-                chosen += mended + self._others(indices, lost, wanted)
+                ratio = pool.share / (1 - pool.share)
+                lost = [i for i in self._shuffled(indices) if worst[i] > self.limit]
+                lost.sort(key=lambda i: -worst[i])
+                mended = self._upto(ratio * most, lost)
+                others = [i for i in self._shuffled(indices) if not worst[i] > self.limit]
+                others.sort(key=lambda i: not math.isnan(worst[i]))  # first those not visited yet
+                chosen += mended + self._upto(ratio * beside - self._tokens(mended), others)
+                if pool.rows:
+                    beside, most = (round(n / (1 - pool.share)) for n in (beside, most))
             self._passes = {0: self._every(0), -1: self._batches(chosen, self.number)}
         return self._passes[-1]
 
-    def _others(self, indices: range, lost: Sequence[bool], wanted: float) -> list[int]:
-        """Old rows not known to be lost, up to `wanted` tokens; first those not visited yet."""
+    def _shuffled(self, indices: range) -> list[int]:
         order = list(indices)
         random.Random(derive(self._recipe.seed, "others", self.number)).shuffle(order)
-        order.sort(key=lambda i: not math.isnan(float(self.began[i])))
+        return order
+
+    def _upto(self, tokens: float, rows: Sequence[int]) -> list[int]:
+        """As many of the rows, in their order, as it takes to have so many tokens."""
         chosen: list[int] = []
-        for index in order:
-            if wanted <= 0:
+        for row in rows:
+            if tokens <= 0:
                 break
-            if not lost[index]:
-                chosen.append(index)
-                wanted -= self._lengths[index]
+            chosen.append(row)
+            tokens -= self._lengths[row]
         return chosen
 
     def _tokens(self, rows: Sequence[int]) -> int:
