@@ -48,6 +48,13 @@ def update(
     drift: Annotated[
         float | None, typer.Option(metavar="PULL", help="Pull back to the old version's factors.")
     ] = None,
+    known: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            help="Leave out rows whose tokens all have this probability; 0: every pass takes all.",
+        ),
+    ] = None,
     seed: options.Seed = None,
     format: options.Format = None,
     skip_bad: options.SkipBad = False,
@@ -86,6 +93,7 @@ def update(
         "rehearsal": rehearsal,
         "protect": protect,
         "drift": drift,
+        "known": known,
         "seed": seed,
     }
     request = flow.Request(

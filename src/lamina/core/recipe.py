@@ -83,6 +83,11 @@ class Recipe(Value):
     protect: Annotated[float, Field(ge=0, lt=1)] = 0.7
     """Keep the update off the inputs of old rows: off the directions that hold this share of them
     (arXiv:2103.09762). 0: anything may move; nearer to 1: less is forgotten, less is learned."""
+    known: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """A row is known where each of its tokens had this probability at least when it was last
+    learned, and is left out of the next passes (selective backprop, arXiv:1910.00762). What is
+    left out, old rows too, is looked at from the third pass on, and learned again where it got
+    lost. The run ends when all is known; its last factors count. 0: every pass takes all."""
     drift: Annotated[float, Field(ge=0)] = 0.0
     """Pull back to the factors that a warm start began with: each step takes the share
     learning rate x drift of the way (L2-SP, arXiv:1802.01483, decoupled as in AdamW)."""

@@ -31,6 +31,12 @@ class Progress(Value):
     """Steps of the schedule; None while a time limit is still being measured."""
     warmup: int
     tokens: int
+    """Learned from, over all steps."""
+    looked_at: int = 0
+    """Tokens of rows looked at without learning (see `train.plan`)."""
+    passes: int = 0
+    """The pass that runs and the step it began with, where rows that are known are left out."""
+    pass_began: int = 0
     skipped_in_row: int
     seconds: float
     """Training time so far, over all sittings."""

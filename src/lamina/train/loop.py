@@ -26,10 +26,11 @@ from lamina.tokens.pack import plan_batches
 from lamina.train import checkpoint
 from lamina.train.events import EventLog
 from lamina.train.fused import FusedDecoder, fuse
-from lamina.train.objective import SoftTargets, token_losses
+from lamina.train.objective import SoftTargets, token_losses, worst_of_rows
 from lamina.train.optimiser import Optimiser
+from lamina.train.plan import Plan
 from lamina.train.protect import Guard, directions
-from lamina.train.rehearse import Pool, turns
+from lamina.train.rehearse import Pool
 from lamina.train.schedule import (
     eval_interval,
     learning_rate,
@@ -40,6 +41,8 @@ from lamina.train.schedule import (
 from lamina.train.teach import mixed, sayings
 
 CHECKPOINT_SECONDS = 30.0
+LOOK_TOKENS = 1024
+"""Tokens in one forward without learning."""
 OVERTIME = 1.1
 """A run that takes longer than its limit by this factor is cut off."""
 MOST_SKIPPED = 5
@@ -128,6 +131,7 @@ class _Run:
         events: EventLog,
         parents: Mapping[Pool, Sequence[SoftTargets | None]],
     ) -> None:
+        self.sitting_started = time.perf_counter()
         self.job, self.recipe, self.attachment, self.events = job, job.recipe, attachment, events
         self.flat = attachment.flat
         decoder, self.why = fuse(job.model)
@@ -143,12 +147,10 @@ class _Run:
             self.said = [*job.said]
         for pool in job.rehearsal:
             self.said += parents[pool] if pool in parents else _said(job, pool)
-        self.lengths = [len(row) for row in self.rows]
+        self.plan = Plan(self.recipe, self.rows, len(job.rows), job.rehearsal)
         self.eval_batches = _eval_batches(job)
         self.eval_tokens = sum(len(row.ids) for row in job.eval_rows)
-        self.epochs: dict[int, list[list[int]]] = {}
         self.progress = self._initial_progress()
-        self.sitting_started = time.perf_counter()
         self.seconds_before = 0.0
         self.last_save = time.perf_counter()
         self._restore()
@@ -170,7 +172,7 @@ class _Run:
         return Guard(self.attachment, spans, fresh=job.start is None)
 
     def _initial_progress(self) -> checkpoint.Progress:
-        planned = planned_steps(self.recipe, len(self._epoch(0)))
+        planned = planned_steps(self.recipe, self.plan.first_pass)
         return checkpoint.Progress(
             step=0,
             steps=planned if self.recipe.max_minutes is None else None,
@@ -198,13 +200,20 @@ class _Run:
         self.flat.data.copy_(tensors["flat"])
         self.best.copy_(tensors["best"])
         self.optimiser.restore(tensors)
+        if self.plan.selects:
+            progress = self.progress
+            worst, began = tensors["worst"], tensors["worst_began"]
+            self.plan.restore(progress.passes, progress.pass_began, worst, began)
         self.seconds_before = self.progress.seconds
         self.events.emit("resumed", step=self.progress.step)
 
     def save(self) -> None:
         """Write the checkpoint."""
-        self._update(seconds=self.elapsed())
+        plan = self.plan
+        self._update(seconds=self.elapsed(), passes=plan.number, pass_began=plan.first_step)
         tensors = {"flat": self.flat.data, "best": self.best, **self.optimiser.tensors()}
+        if plan.selects:
+            tensors |= {"worst": plan.worst, "worst_began": plan.began}
         checkpoint.save(self.job.directory, self.progress, tensors)
         self.last_save = time.perf_counter()
         self.events.emit("checkpoint", step=self.progress.step)
@@ -246,15 +255,26 @@ class _Run:
         progress, recipe = self.progress, self.recipe
         if progress.stopped is not None:
             return True
-        if progress.steps is not None and progress.step >= progress.steps:
+        if self._scheduled():
             return True
         if recipe.stop_after is not None and progress.step >= recipe.stop_after:
             self._stop("stop_after")
-        elif recipe.patience is not None and progress.since_best >= recipe.patience:
+        elif self._out_of_patience():
             self._stop("patience")
+        elif not self.plan.go_on(progress.step, self._look):
+            self._stop("known")
         elif self._overtime():
             self._stop("time")
         return self.progress.stopped is not None
+
+    def _scheduled(self) -> bool:
+        """Whether the schedule is through."""
+        steps = self.progress.steps
+        return steps is not None and self.plan.position(self.progress.step) >= steps
+
+    def _out_of_patience(self) -> bool:
+        patience = None if self.plan.selects else self.recipe.patience
+        return patience is not None and self.progress.since_best >= patience
 
     def _overtime(self) -> bool:
         """Whether the time limit is well past; at least one step is taken."""
@@ -270,14 +290,18 @@ class _Run:
         """One optimiser step on the next batch."""
         progress = self.progress
         began = time.perf_counter()
-        chosen = self._batch(progress.step)
+        chosen = self.plan.batch(progress.step)
         batch = collate([self.rows[index] for index in chosen], self.job.pad_id)
         soft = mixed(batch, [self.said[index] for index in chosen])
-        rate = learning_rate(self.recipe, progress.step, progress.steps, progress.warmup)
+        place = self.plan.position(progress.step)
+        rate = learning_rate(self.recipe, place, progress.steps, progress.warmup)
         self.attachment.zero_grad()
-        loss = token_losses(self.model, batch, soft).mean()
+        losses_N = token_losses(self.model, batch, soft)
+        loss = losses_N.mean()
         loss.backward()  # type: ignore[no-untyped-call]
         loss = loss.detach()
+        if self.plan.selects:
+            self.plan.visited(chosen, worst_of_rows(losses_N.detach(), batch, soft))
         if self.guard is not None:
             self.guard.before_step()
         norm = torch.nn.utils.clip_grad_norm_([self.flat], self.recipe.clip)
@@ -317,9 +341,10 @@ class _Run:
         limit = self.recipe.max_minutes
         if limit is None or self.progress.steps is not None:
             return
-        at_most = planned_steps(self.recipe, len(self._epoch(0)))
+        at_most = planned_steps(self.recipe, self.plan.first_pass)
         spent = self.elapsed() / (60 * limit)
-        steps = steps_for_time(self.recipe, self.progress.step, spent, at_most)
+        done = math.ceil(self.plan.position(self.progress.step))
+        steps = steps_for_time(self.recipe, done, spent, at_most)
         if steps is not None:
             self._update(steps=steps)
             self.events.emit("planned", steps=steps, at_most=at_most)
@@ -330,19 +355,26 @@ class _Run:
         progress = self.progress
         if not self.eval_batches:
             return False
-        if progress.steps is not None and progress.step >= progress.steps:
+        if self._scheduled():
             return True
+        if self.plan.selects and self.recipe.eval_every is None:
+            return self.plan.ends_pass(progress.step)
         every = eval_interval(self.recipe, progress.steps or 0, self.eval_tokens)
         return progress.step % every == 0
 
     def evaluate(self) -> None:
-        """Held-out loss; keep the factors when it is the best so far. Without rows: the last."""
+        """Held-out loss; keep the factors when it is the best so far.
+
+        Without held-out rows, or where what is known is left out: the last.
+        """
         loss = mean_loss(self.model, self.eval_batches) if self.eval_batches else None
         progress = self.progress
         if loss is not None and not math.isfinite(loss):
             self._not_finite()
             return
         best = loss is None or progress.best_loss is None or loss < progress.best_loss
+        if self.plan.selects:  # an earlier state lacks old rows, of which held-out ones don't tell
+            best = True
         if best:
             self.best.copy_(self.flat.data)
             self._update(best_step=progress.step, best_loss=loss, since_best=0)
@@ -363,30 +395,23 @@ class _Run:
             )
         self._update(since_best=self.progress.since_best + 1)
 
-    # -- data ------------------------------------------------------------------------------------
+    # -- old rows --------------------------------------------------------------------------------
 
-    def _epoch(self, epoch: int) -> list[list[int]]:
-        if epoch not in self.epochs:
-            recipe, own = self.recipe, len(self.job.rows)
-            old = turns(self.job.rehearsal, sum(self.lengths[:own]), recipe.seed, epoch)
-            chosen = [*range(own), *(own + index for index in old)]
-            batches = plan_batches(
-                [self.lengths[i] for i in chosen],
-                recipe.batch_tokens,
-                derive(recipe.seed, "order"),
-                epoch,
-            )
-            plan = [[chosen[i] for i in batch] for batch in batches]
-            self.epochs = {epoch: plan} | ({0: self.epochs[0]} if 0 in self.epochs else {})
-        return self.epochs[epoch]
-
-    def _batch(self, step: int) -> list[int]:
-        """The step's row indices; epochs may differ in their number of batches."""
-        epoch = 0
-        while step >= len(self._epoch(epoch)):
-            step -= len(self._epoch(epoch))
-            epoch += 1
-        return self._epoch(epoch)[step]
+    @torch.inference_mode()
+    def _look(self, rows: Sequence[int]) -> Tensor:
+        """The largest loss of each row's tokens as the model stands (R,), without learning."""
+        found = torch.empty(len(rows))
+        lengths = [len(self.rows[i]) for i in rows]
+        for places in plan_batches(lengths, LOOK_TOKENS, seed=0, epoch=0):
+            batch = collate([self.rows[rows[i]] for i in places], self.job.pad_id)
+            soft = mixed(batch, [self.said[rows[i]] for i in places])
+            losses_N = token_losses(self.model, batch, soft)
+            found[torch.tensor(places)] = worst_of_rows(losses_N, batch, soft)
+        lost = int((found > self.plan.limit).sum())
+        tokens = sum(lengths)
+        self._update(looked_at=self.progress.looked_at + tokens)
+        self.events.emit("looked", step=self.progress.step, rows=len(rows), lost=lost)
+        return found
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -396,7 +421,7 @@ class _Run:
             self.best.copy_(self.flat.data)
             self._update(best_step=progress.step)
         # a run that ended before its length was fixed never left the peak: any longer one does too
-        length = progress.steps or planned_steps(self.recipe, len(self._epoch(0)))
+        length = progress.steps or planned_steps(self.recipe, self.plan.first_pass)
         changes: dict[str, object] = {"steps": length}
         if self.recipe.max_minutes is not None:
             changes |= {

@@ -113,3 +113,16 @@ def predicting(model: nn.Module | FusedDecoder, batch: Batch) -> Tensor:
     hidden_BTH = backbone(model)(input_ids=batch.ids.to(device), use_cache=False).last_hidden_state
     chosen_NH: Tensor = hidden_BTH.flatten(0, 1).index_select(0, batch.positions.to(device))
     return chosen_NH
+
+
+def worst_of_rows(losses_N: Tensor, batch: Batch, soft: SoftTargets | None) -> Tensor:
+    """(B,) float32: each row's largest loss of a token, in nats above the least that there can be.
+
+    The least is 0 for labels and the entropy of soft targets. `losses_N`: see `token_losses`.
+    """
+    above_N = losses_N.float().cpu()
+    if soft is not None:
+        above_N = above_N - torch.special.entr(soft.weights_NK).sum(1)
+    return torch.zeros(len(batch.lengths)).scatter_reduce(
+        0, batch.row_of_target, above_N, reduce="amax"
+    )

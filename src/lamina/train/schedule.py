@@ -36,14 +36,15 @@ def warmup_steps(recipe: Recipe, steps: int) -> int:
     return min(steps, max(round(recipe.warmup * steps), min(LEAST_WARMUP, steps // 4)))
 
 
-def learning_rate(recipe: Recipe, step: int, steps: int | None, warmup: int) -> float:
+def learning_rate(recipe: Recipe, step: float, steps: int | None, warmup: int) -> float:
     """Linear warm-up, then the recipe's shape from the peak to `final_lr` x the peak.
 
-    `step` counts from 0; step < warmup gives lr * (step + 1) / warmup. `steps` is None while a
-    time limit has not fixed it yet: a trapezoid is then still at its peak.
+    `step` counts from 0; step < warmup gives lr * (step + 1) / warmup, at most lr. It need not be
+    whole: where a pass leaves rows out, each of its steps is a larger part of the pass. `steps`
+    is None while a time limit has not fixed it yet: a trapezoid is then still at its peak.
     """
     if step < warmup:
-        return recipe.lr * (step + 1) / warmup
+        return recipe.lr * min(1.0, (step + 1) / warmup)
     if recipe.shape == "cosine":
         progress = (step - warmup) / max(1, (steps or math.inf) - warmup)
         share = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
