@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lamina.bases.identity import CONFIG, TOKENIZER, read_json, weight_files
+from lamina.bases.quantised import load_quantised, quantisation
 from lamina.bases.quiet import quiet
 from lamina.core.errors import BaseError
 
@@ -27,14 +28,24 @@ class LoadedBase:
 
 
 def load(directory: Path, *, dtype: torch.dtype) -> LoadedBase:
-    """Load a pulled base with its weights in `dtype`, attention through torch's SDPA.
+    """Load a pulled base with its weights in `dtype`, attention through torch's SDPA. Linears of a
+    quantised base stay packed, and compute in `dtype`.
 
     Raises BaseError when a file is missing or malformed, a tensor is missing or has another shape
-    than the architecture says, or the base asks for code of its own.
+    than the architecture says, or the base asks for code of its own; MissingPartError.
     """
     config = read_json(directory / CONFIG)
     refuse_custom_code(config, directory)
     weight_files(directory)
+    kind = quantisation(config)
+    if kind is not None:
+        model = load_quantised(directory, kind, dtype=dtype)
+    else:
+        model = _load_plain(directory, dtype)
+    return LoadedBase(model, load_tokenizer(directory), config, directory)
+
+
+def _load_plain(directory: Path, dtype: torch.dtype) -> nn.Module:
     try:
         with quiet():
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -61,8 +72,8 @@ def load(directory: Path, *, dtype: torch.dtype) -> LoadedBase:
             hint="pull the base again",
         )
     model.eval()
-    model.requires_grad_(False)
-    return LoadedBase(model, load_tokenizer(directory), config, directory)
+    frozen: nn.Module = model.requires_grad_(False)
+    return frozen
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:

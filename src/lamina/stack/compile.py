@@ -7,7 +7,7 @@ what is served.
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 
 from lamina.bases import families
 from lamina.bases.load import load, load_tokenizer
+from lamina.bases.quantised import QuantisedLinear
 from lamina.core.errors import LayerError
 from lamina.core.files import atomic_directory
 from lamina.core.manifests import Descriptor, LayerConfig
@@ -58,10 +59,12 @@ def compile_stack(
 ) -> Compiled:
     """Load the base, fold the layers in (float32, rounded once). Base bytes are never written.
 
+    Over a quantised base the layers stay factors beside its packed weights.
     Raises LayerError listing every fault of every layer, CorruptBlobError, BaseError.
     """
     # a float32 base is folded in float32 before it is rounded, so that it is rounded only once
-    wide = bool(stack.layers) and stack.base_config.dtype == "float32"
+    plain = stack.base_config.quantised is None
+    wide = bool(stack.layers) and plain and stack.base_config.dtype == "float32"
     loaded = load(base_directory(store, stack.base), dtype=torch.float32 if wide else dtype)
     linears = families.linears(loaded.model)
     factors = [layer_factors(store, layer) for layer in stack.layers]
@@ -86,6 +89,19 @@ def compile_stack(
         pad_id=0 if pad_id is None else pad_id,
         dtype=dtype,
     )
+
+
+def unpacked(compiled: Compiled) -> Compiled:
+    """The same with plain weights where the base's are packed: for arithmetic on the weights
+    themselves. Takes the modules of what it is given, and the memory of a plain base."""
+    for name, linear in compiled.linears.items():
+        if isinstance(linear, QuantisedLinear):
+            plain = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
+            plain.weight = nn.Parameter(linear.weight, requires_grad=False)
+            plain.bias = linear.bias
+            owner, _, leaf = name.rpartition(".")
+            setattr(compiled.model.get_submodule(owner), leaf, plain)
+    return replace(compiled, linears=families.linears(compiled.model))
 
 
 def base_format(store: Store, stack: ResolvedStack) -> ChatFormat:
