@@ -24,6 +24,7 @@ KEYS = {
     "methods": {"pays", "sets"},
     "train": {"vs_trl_default", "vs_tuned", "vs_peft_loop", "roofline", "memory_vs_trl"},
     "iterate": {"first_s", "again_s", "edited_s", "updated_s", "phases_s"},
+    "quantised": {"plain", "nf4", "int8"},
     "squash": {"rel_error", "peak_over_factors", "seconds", "ship8_of_64"},
 }
 
