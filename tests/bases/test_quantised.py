@@ -200,10 +200,10 @@ def test_the_product_and_its_gradient_are_those_of_the_weight(made, kind):
     ]
     plain = linear.weight
     for a_RI, b_OR in terms:
-        linear.add_term(a_RI, b_OR)
+        linear.add(a_RI, b_OR)
     whole = plain + sum(b @ a for a, b in terms)
     torch.testing.assert_close(linear.weight, whole, **TOLERANCE[FLOAT32])
-    assert torch.equal(linear.unpacked(), plain)
+    assert torch.equal(linear.supplied(), plain)
     x = torch.randn(2, 5, i, generator=generator, requires_grad=True)
     x_again = x.detach().clone().requires_grad_()
     y, expected = linear(x), torch.nn.functional.linear(x_again, whole)

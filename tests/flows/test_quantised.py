@@ -132,7 +132,7 @@ def test_a_second_layer_stands_on_factors_and_learned_something(store):
     for name, linear in compiled.linears.items():
         assert isinstance(linear, QuantisedLinear)
         assert len(linear.term[0]) == 4  # two layers of rank 2
-        assert torch.equal(linear.unpacked(), bare.linears[name].unpacked())
+        assert torch.equal(linear.supplied(), bare.linears[name].supplied())
     cost = store.evidence(resolve(store, "second").layers[1].digest, COST_TYPE, CostEvidence)[-1]
     assert cost.loss_after < cost.loss_before
     plain = store.evidence(resolve(store, "plain").layers[0].digest, COST_TYPE, CostEvidence)[-1]

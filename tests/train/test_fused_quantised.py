@@ -118,12 +118,12 @@ def test_no_plain_weight_stays_in_memory(folders):
 def test_layers_beneath_are_never_folded(folders):
     model = load(folders["llama", "nf4"], dtype=torch.float32).model
     linears = families.linears(model)
-    before = {n: m.unpacked() for n, m in linears.items()}
+    before = {n: m.supplied() for n, m in linears.items()}
     first, second = factors_for(linears, 1), factors_for(linears, 2)
     fold_into(linears, first)
     fold_into(linears, second)
     for name, linear in linears.items():
-        assert torch.equal(linear.unpacked(), before[name])
+        assert torch.equal(linear.supplied(), before[name])
         assert linear.term[0].shape[0] == 6
         whole = before[name] + sum(f.scale * f.b_OR @ f.a_RI for f in (first[name], second[name]))
         torch.testing.assert_close(linear.weight, whole, rtol=1e-4, atol=1e-4)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lamina.bases.quantised import QuantisedLinear
+from lamina.bases.supplied import SuppliedLinear
 from lamina.core.errors import LayerError
 from lamina.lowrank.linear import LowRankLinear
 from lamina.lowrank.maths import Factors, LayerFactors, fold
@@ -125,14 +125,14 @@ def fold_into(linears: Mapping[str, nn.Linear], layer: LayerFactors) -> None:
     """Give each linear a new weight with the layer folded in (float32 sum, rounded once).
 
     The old weight tensors are replaced, not written: whoever else holds them (a mapped file, the
-    base) sees no change. A quantised linear gets the layer as a frozen term beside its weight.
+    base) sees no change. A linear whose weight is not in memory takes the layer in its own way.
     Raises LayerError listing every fault, before anything is replaced.
     """
     check_layer(layer, linears, "the layer")
     for name, factors in layer.items():
         linear = linears[name]
-        if isinstance(linear, QuantisedLinear):
-            linear.add_term(factors.a_RI.float(), factors.b_OR.float() * factors.scale)
+        if isinstance(linear, SuppliedLinear):
+            linear.add(factors.a_RI.float(), factors.b_OR.float() * factors.scale)
             continue
         folded = fold(linear.weight.data, [factors])
         linear.weight = nn.Parameter(folded, requires_grad=False)

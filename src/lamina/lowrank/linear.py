@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lamina.bases.quantised import QuantisedLinear
+from lamina.bases.supplied import SuppliedLinear
 from lamina.lowrank.maths import Factors
 
 
@@ -20,7 +20,7 @@ class _LowRankProduct(torch.autograd.Function):
         dx = g W + s v A,   dA = s v^T x,   dB = s g^T u.
     Shapes: x (N, I), W (O, I), A (R, I), B (O, R). Products in x.dtype; dA and dB come back in
     the factors' own dtype (float32 masters). Saves x, u and the cast factors; mutates nothing.
-    A quantised W is unpacked in each direction and kept by neither.
+    A W that is not in memory is made in each direction and kept by neither.
     """
 
     @staticmethod
@@ -34,7 +34,7 @@ class _LowRankProduct(torch.autograd.Function):
     ) -> Tensor:
         a_cast, b_cast = a_RI.to(x_NI.dtype), b_OR.to(x_NI.dtype)
         u_NR = x_NI @ a_cast.T
-        if isinstance(base, QuantisedLinear):
+        if isinstance(base, SuppliedLinear):
             y_NO = base.product(x_NI)
         else:
             y_NO = nn.functional.linear(x_NI, base.weight, base.bias)
@@ -56,7 +56,7 @@ class _LowRankProduct(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             db = (g_NO.T @ u_NR).to(ctx.factor_dtype).mul_(scale)
         if ctx.needs_input_grad[0]:
-            if isinstance(base, QuantisedLinear):
+            if isinstance(base, SuppliedLinear):
                 dx = base.input_gradient(g_NO)
             else:
                 dx = g_NO @ base.weight

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from lamina.bases.quantised import QuantisedLinear
+from lamina.bases.streamed import StreamedLinear, supplier_of
+from lamina.bases.supplied import SuppliedLinear
 from lamina.lowrank.group import Group
 from lamina.lowrank.linear import LowRankLinear
 
@@ -74,35 +75,45 @@ class SuppliedGroup(Group):
 
 
 def group_of(members: Sequence[nn.Linear | LowRankLinear], scratch: Scratch, like: Tensor) -> Group:
-    """The group of some linears: plain ones side by side in memory, quantised ones unpacked into
-    `scratch` for each product. `like` has the compute dtype and the device."""
+    """The group of some linears: plain ones side by side in memory; others' weights are made for
+    each product, in `scratch` where need be. `like` has the compute dtype and the device."""
     bases = [m.base if isinstance(m, LowRankLinear) else m for m in members]
-    packed = [base for base in bases if isinstance(base, QuantisedLinear)]
-    if len(packed) < len(bases):
+    supplied = [base for base in bases if isinstance(base, SuppliedLinear)]
+    if len(supplied) < len(bases):
         return Group(members)
-    outs = [base.out_features for base in packed]
+    shape = (sum(base.out_features for base in supplied), supplied[0].in_features)
+    streamed = [base for base in supplied if isinstance(base, StreamedLinear)]
+    if len(streamed) == len(supplied):
+        supplier = supplier_of(streamed, lambda: scratch.shaped(shape, like))
+    else:
+        supplier = _one_by_one(supplied, lambda: scratch.shaped(shape, like))
+    return SuppliedGroup(members, supplier, _joined_term(supplied), like)
+
+
+def _one_by_one(linears: Sequence[SuppliedLinear], room: Supplier) -> Supplier:
+    outs = [linear.out_features for linear in linears]
 
     def supplier() -> Tensor:
-        if len(packed) == 1:
-            return packed[0].unpacked()
-        weight_OI = scratch.shaped((sum(outs), packed[0].in_features), like)
-        for base, part in zip(packed, torch.split(weight_OI, outs), strict=True):
-            base.unpacked(part)
+        if len(linears) == 1:
+            return linears[0].supplied()
+        weight_OI = room()
+        for linear, part in zip(linears, torch.split(weight_OI, outs), strict=True):
+            linear.supplied(part)
         return weight_OI
 
-    return SuppliedGroup(members, supplier, _joined_term(packed), like)
+    return supplier
 
 
-def _joined_term(packed: Sequence[QuantisedLinear]) -> tuple[Tensor, Tensor] | None:
+def _joined_term(linears: Sequence[SuppliedLinear]) -> tuple[Tensor, Tensor] | None:
     """The members' frozen updates as one: A stacked by rows, B block-diagonal."""
-    terms = [base.term for base in packed]
+    terms = [base.term for base in linears]
     found = [term for term in terms if term is not None]
     if not found:
         return None
     a_KI = torch.cat([a for a, _ in found])
-    b_OK = a_KI.new_zeros(sum(base.out_features for base in packed), len(a_KI))
+    b_OK = a_KI.new_zeros(sum(base.out_features for base in linears), len(a_KI))
     row = column = 0
-    for base, term in zip(packed, terms, strict=True):
+    for base, term in zip(linears, terms, strict=True):
         if term is not None:
             rank = len(term[0])
             b_OK[row : row + base.out_features, column : column + rank] = term[1]

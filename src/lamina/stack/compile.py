@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from lamina.bases import families
-from lamina.bases.load import load, load_tokenizer
-from lamina.bases.quantised import QuantisedLinear
+from lamina.bases.load import load, load_tokenizer, too_large
+from lamina.bases.supplied import SuppliedLinear
 from lamina.core.errors import LayerError
 from lamina.core.files import atomic_directory
 from lamina.core.manifests import Descriptor, LayerConfig
@@ -56,16 +56,24 @@ def compile_stack(
     *,
     dtype: torch.dtype = torch.bfloat16,
     device: str = "cpu",
+    stream: bool | None = None,
 ) -> Compiled:
     """Load the base, fold the layers in (float32, rounded once). Base bytes are never written.
 
-    Over a quantised base the layers stay factors beside its packed weights.
+    Over a quantised base the layers stay factors beside its packed weights. With `stream` the
+    decoder's weights stay in the store and are read as they are used; None: where they do not fit
+    into the memory at hand.
     Raises LayerError listing every fault of every layer, CorruptBlobError, BaseError.
     """
     # a float32 base is folded in float32 before it is rounded, so that it is rounded only once
     plain = stack.base_config.quantised is None
     wide = bool(stack.layers) and plain and stack.base_config.dtype == "float32"
-    loaded = load(base_directory(store, stack.base), dtype=torch.float32 if wide else dtype)
+    directory = base_directory(store, stack.base)
+    stream = (
+        plain and device == "cpu" and (too_large(directory, dtype) if stream is None else stream)
+    )
+    wide = wide and not stream  # each linear is, when it is read
+    loaded = load(directory, dtype=torch.float32 if wide else dtype, stream=stream)
     linears = families.linears(loaded.model)
     factors = [layer_factors(store, layer) for layer in stack.layers]
     faults = [
@@ -92,10 +100,10 @@ def compile_stack(
 
 
 def unpacked(compiled: Compiled) -> Compiled:
-    """The same with plain weights where the base's are packed: for arithmetic on the weights
+    """The same with plain weights where the base's are not in memory: for arithmetic on the weights
     themselves. Takes the modules of what it is given, and the memory of a plain base."""
     for name, linear in compiled.linears.items():
-        if isinstance(linear, QuantisedLinear):
+        if isinstance(linear, SuppliedLinear):
             plain = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
             plain.weight = nn.Parameter(linear.weight, requires_grad=False)
             plain.bias = linear.bias
