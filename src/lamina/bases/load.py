@@ -44,6 +44,10 @@ def load(directory: Path, *, dtype: torch.dtype, stream: bool = False) -> Loaded
     refuse_custom_code(config, directory)
     weight_files(directory)
     kind = quantisation(config)
+    if kind is not None and stream:
+        raise BaseError(
+            f"weights in {kind} are loaded whole", hint="leave out --stream, or use the plain base"
+        )
     if kind is not None:
         model = load_quantised(directory, kind, dtype=dtype)
     elif stream:

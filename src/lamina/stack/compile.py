@@ -65,14 +65,11 @@ def compile_stack(
     into the memory at hand.
     Raises LayerError listing every fault of every layer, CorruptBlobError, BaseError.
     """
-    # a float32 base is folded in float32 before it is rounded, so that it is rounded only once
-    plain = stack.base_config.quantised is None
-    wide = bool(stack.layers) and plain and stack.base_config.dtype == "float32"
     directory = base_directory(store, stack.base)
-    stream = (
-        plain and device == "cpu" and (too_large(directory, dtype) if stream is None else stream)
-    )
-    wide = wide and not stream  # each linear is, when it is read
+    if stream is None:
+        packed = stack.base_config.quantised is not None
+        stream = not packed and device == "cpu" and too_large(directory, dtype)
+    wide = _folded_wide(stack) and not stream  # which does so linear by linear
     loaded = load(directory, dtype=torch.float32 if wide else dtype, stream=stream)
     linears = families.linears(loaded.model)
     factors = [layer_factors(store, layer) for layer in stack.layers]
@@ -97,6 +94,12 @@ def compile_stack(
         pad_id=0 if pad_id is None else pad_id,
         dtype=dtype,
     )
+
+
+def _folded_wide(stack: ResolvedStack) -> bool:
+    """Whether to fold in float32 before rounding, so that a float32 base is rounded only once."""
+    base = stack.base_config
+    return bool(stack.layers) and base.quantised is None and base.dtype == "float32"
 
 
 def unpacked(compiled: Compiled) -> Compiled:
