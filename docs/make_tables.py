@@ -115,6 +115,7 @@ def benchmark_table() -> str:
         ),
     )
     _training(add)
+    _bases(add)
     _current(add)
     return "\n".join(lines)
 
@@ -129,6 +130,32 @@ def _training(add: Callable[[str, str, Callable[[dict[str, Any]], str]], None]) 
             f"{r['vs_trl_default']:.1f}, {r['vs_tuned']:.1f}, {r['vs_peft_loop']:.1f} times faster "
             f"({r['tokens_per_second']['lamina']:.0f} tokens/s); {r['roofline']:.0%}; "
             f"{r['memory_vs_trl']:.0%} ({r['peak_bytes']['lamina'] / 1e9:.1f} GB)"
+        ),
+    )
+
+
+def _bases(add: Callable[[str, str, Callable[[dict[str, Any]], str]], None]) -> None:
+    """The lines about bases that are packed or left in the store."""
+    add(
+        "a base in 4 and in 8 bits beside bfloat16: weights, tokens/s, held-out loss untrained and "
+        "trained, nats a token",
+        "quantised",
+        lambda r: "; ".join(
+            f"{kind} {r[kind]['weights_vs_plain']:.0%}, {r[kind]['speed_vs_plain']:.0%}, "
+            f"{r[kind]['loss_untrained_vs_plain']:+.3f} and {r[kind]['loss_trained_vs_plain']:+.3f}"
+            for kind in ("nf4", "int8")
+        ),
+    )
+    add(
+        "a base larger than the memory at hand, left in the store: parameters, weights, hard limit "
+        "(RLIMIT_DATA), peak resident set, seconds a step; the same factors as in memory at a size "
+        "that fits",
+        "large",
+        lambda r: (
+            f"{r['parameters'] / 1e9:.2f}G, {r['weights_bytes'] / 1e9:.1f} GB, "
+            f"{r['limit_bytes'] / 1e9:.2f} GB, {r['peak_bytes'] / 1e9:.2f} GB, "
+            f"{r['step_seconds']:.1f} s for {r['tokens_a_step']} tokens; "
+            f"{'to the bit' if r['bit_exact'] else 'NO'}"
         ),
     )
 

@@ -24,6 +24,8 @@ KEYS = {
     "methods": {"pays", "sets"},
     "train": {"vs_trl_default", "vs_tuned", "vs_peft_loop", "roofline", "memory_vs_trl"},
     "iterate": {"first_s", "again_s", "edited_s", "updated_s", "phases_s"},
+    "quantised": {"plain", "nf4", "int8"},
+    "large": {"bit_exact", "ratio", "limit_bytes", "peak_bytes", "resident_ends_with"},
     "squash": {"rel_error", "peak_over_factors", "seconds", "ship8_of_64"},
 }
 

@@ -18,6 +18,7 @@ from tests.cli.program import Program
 GUIDE = Path(__file__).resolve().parents[1] / "docs" / "guide"
 PAGES = sorted(GUIDE.glob("*.md"))
 DOCUMENTED = (
+    "base",
     "bisect",
     "conflicts",
     "log",

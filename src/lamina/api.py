@@ -190,14 +190,19 @@ def pull(
     source: str,
     *,
     name: str | None = None,
+    quantise: str | None = None,
     home: str | Path | None = None,
     reporter: Reporter | None = None,
 ) -> Stack:
-    """Fetch a base into the store and return it. Raises BaseError, UsageError."""
+    """Fetch a base into the store and return it; `quantise` ('nf4', 'int8') packs its linears.
+
+    Raises BaseError, UsageError, MissingPartError.
+    """
     from lamina.flows.bases import pull as run
 
     store, reporter = _store(home), reporter or Silent()
-    return Stack(store, run(store, source, name, reporter).name, reporter)
+    pulled = run(store, source, name, reporter, quantise=quantise)
+    return Stack(store, pulled.name, reporter)
 
 
 def _store(home: str | Path | None) -> Store:

@@ -68,6 +68,7 @@ ASIDE = {
     "sources": ("/mnt/rows.jsonl",),
     "accept_regression": "because",
     "force": True,
+    "stream": True,
     "part_of": "lamina refresh",
     "key": TWO,
 }

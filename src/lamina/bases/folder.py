@@ -83,7 +83,9 @@ def _check_source(source: Path, config: dict[str, Any]) -> None:
     if "auto_map" in config or "auto_map" in tokenizer_config:
         faults.append("it needs Python code of its own (auto_map), which is never run")
     if config.get("quantization_config"):
-        faults.append("its weights are already quantised: take the unquantised model")
+        faults.append(
+            "its weights are already quantised: take the plain model (--quantise packs it)"
+        )
     if not (source / TOKENIZER).is_file():
         faults.append(
             f"it has no {TOKENIZER}: make one with AutoTokenizer.from_pretrained(…)"

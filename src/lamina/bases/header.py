@@ -77,12 +77,6 @@ def read_entries(path: Path) -> tuple[TensorEntry, ...]:
     return tuple(sorted(found, key=lambda entry: entry.name))
 
 
-def shapes_in(directory: Path) -> dict[str, tuple[int, ...]]:
-    """name -> shape of every tensor in a base folder, by headers alone. Raises BaseError."""
-    files = sorted(directory.glob("*.safetensors"))
-    return {entry.name: entry.shape for file in files for entry in read_entries(file)}
-
-
 def _read_header(path: Path) -> tuple[bytes, int]:
     """The header's bytes and the number of bytes after it."""
     try:

@@ -8,11 +8,17 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from lamina.bases.header import read_entries
 from lamina.bases.identity import CONFIG, TOKENIZER, read_json, weight_files
+from lamina.bases.quantised import load_quantised, quantisation
 from lamina.bases.quiet import quiet
+from lamina.bases.streamed import load_streamed
 from lamina.core.errors import BaseError
+from lamina.core.room import at_hand
 
 CUSTOM_CODE = "auto_map"
+FULL = 0.9
+"""Share of the memory at hand that weights may take; the rest is for what is done with them."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +32,34 @@ class LoadedBase:
     directory: Path
 
 
-def load(directory: Path, *, dtype: torch.dtype) -> LoadedBase:
-    """Load a pulled base with its weights in `dtype`, attention through torch's SDPA.
+def load(directory: Path, *, dtype: torch.dtype, stream: bool = False) -> LoadedBase:
+    """Load a pulled base with its weights in `dtype`, attention through torch's SDPA. Linears of a
+    quantised base stay packed, and compute in `dtype`. With `stream`, the decoder's weights stay
+    in the files.
 
     Raises BaseError when a file is missing or malformed, a tensor is missing or has another shape
-    than the architecture says, or the base asks for code of its own.
+    than the architecture says, or the base asks for code of its own; MissingPartError.
     """
     config = read_json(directory / CONFIG)
     refuse_custom_code(config, directory)
     weight_files(directory)
+    kind = quantisation(config)
+    if kind is not None and stream:
+        raise BaseError(
+            f"weights in {kind} are loaded whole", hint="leave out --stream, or use the plain base"
+        )
+    if kind is not None:
+        model = load_quantised(directory, kind, dtype=dtype)
+    elif stream:
+        room = at_hand()
+        cached = room is None or 2 * _file_bytes(directory) < room
+        model = load_streamed(directory, dtype=dtype, cached=cached)
+    else:
+        model = _load_plain(directory, dtype)
+    return LoadedBase(model, load_tokenizer(directory), config, directory)
+
+
+def _load_plain(directory: Path, dtype: torch.dtype) -> nn.Module:
     try:
         with quiet():
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -61,8 +86,19 @@ def load(directory: Path, *, dtype: torch.dtype) -> LoadedBase:
             hint="pull the base again",
         )
     model.eval()
-    model.requires_grad_(False)
-    return LoadedBase(model, load_tokenizer(directory), config, directory)
+    frozen: nn.Module = model.requires_grad_(False)
+    return frozen
+
+
+def too_large(directory: Path, dtype: torch.dtype) -> bool:
+    """Whether a base's weights in `dtype` would take nearly all of the memory at hand, or more."""
+    room = at_hand()
+    entries = [entry for path in weight_files(directory) for entry in read_entries(path)]
+    return room is not None and FULL * room < dtype.itemsize * sum(e.elements for e in entries)
+
+
+def _file_bytes(directory: Path) -> int:
+    return sum(path.stat().st_size for path in weight_files(directory))
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:

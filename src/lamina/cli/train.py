@@ -123,6 +123,14 @@ def train(
     author: options.Author = None,
     accept_regression: options.AcceptRegression = None,
     force: options.Force = False,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="Read the base's weights from the store as they are used, in place of loading "
+            "them; done anyway where they do not fit into memory.",
+        ),
+    ] = False,
     resume: Annotated[
         str | None,
         typer.Option("--resume", metavar="RUN", help="Go on with a run: its id, or 'last'."),
@@ -173,6 +181,7 @@ def train(
         "exam": exam,
         "force": force,
         "again": again,
+        "stream": stream,
     }
     store, reporter = environment.open_store(), Terminal()
     if resume is not None:
@@ -207,6 +216,7 @@ def train(
             accept_regression=accept_regression,
             force=force,
             again=again,
+            stream=stream,
         )
         run = learn.prepare(store, request, reporter)
     show(finish(store, run, reporter), as_json=json)

@@ -90,6 +90,10 @@ class ImageIndex(Value):
     annotations: dict[str, str] | None = None
 
 
+Quantisation = Literal["nf4", "int8"]
+"""How the linears of a base's decoder are stored, where they are packed."""
+
+
 class BaseConfig(Value):
     """What a base is. Its identity covers tensors, architecture, tokenizer and template only."""
 
@@ -107,6 +111,11 @@ class BaseConfig(Value):
     template_origin: Literal["own", "chatml"]
     """'chatml' when the source had no chat template and ChatML was put in."""
     licence: str | None = None
+    quantised: Quantisation | None = None
+    """How its linears are stored; None for plain tensors. The tensors and the architecture say it
+    too, so that a quantised base has an identity of its own."""
+    made_from: Digest | None = None
+    """Identity of the base that it was quantised from."""
 
     @property
     def identity(self) -> str:

@@ -20,6 +20,7 @@ from lamina.core.report import Reporter
 from lamina.data.example import Message
 from lamina.export import merged, peft
 from lamina.export.parity import Parity, compare, logits_of
+from lamina.export.readers import as_others_read
 from lamina.flows.landing import gate_and_name, land
 from lamina.flows.naming import new_name
 from lamina.flows.questions import probe_prompts
@@ -127,11 +128,15 @@ def export(
 
 def _export_peft(store: Store, stack: ResolvedStack, directory: Path) -> Parity:
     layers = [layer_factors(store, layer) for layer in stack.layers]
-    base = load(base_directory(store, stack.base), dtype=torch.float32)
+    directory_of_base, kind = base_directory(store, stack.base), stack.base_config.quantised
+    if kind:
+        base = as_others_read(directory_of_base, kind)
+    else:
+        base = load(directory_of_base, dtype=torch.float32).model
     ours = compile_stack(store, stack, dtype=torch.float32)
     source = (stack.base.annotations or {}).get(SOURCE, "")
     peft.write(layers, ours.linears, directory, source or stack.config.base)
-    return _parity(store, stack, ours, lambda: load_peft(base.model, directory))
+    return _parity(store, stack, ours, lambda: load_peft(base, directory))
 
 
 def load_peft(model: nn.Module, directory: Path) -> nn.Module:
@@ -148,6 +153,15 @@ def load_peft(model: nn.Module, directory: Path) -> nn.Module:
 
 
 def _export_merged(store: Store, stack: ResolvedStack, directory: Path) -> Parity:
+    kind = stack.base_config.quantised
+    if kind and stack.layers:
+        raise UsageError(
+            f"{stack.label} stands on weights in {kind}: layers merged into them are rounded "
+            "away, and the answers change",
+            hint=f"ship it as an adapter of this base: lamina export {stack.label} DIR --to peft; "
+            f"or carry it to the plain base, lamina rebase {stack.label} --onto-base BASE, and "
+            "export that",
+        )
     layers = [layer_factors(store, layer) for layer in stack.layers]
     merged.write(base_directory(store, stack.base), layers, directory)
     ours = compile_stack(store, stack, dtype=torch.bfloat16)

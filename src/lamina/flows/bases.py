@@ -1,8 +1,10 @@
 """`lamina base`: from a source to a base in the store, and what is known of it."""
 
 import shutil
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 from lamina.core.digest import digest_bytes
 from lamina.core.errors import StoreError, UnknownNameError, UsageError
@@ -14,6 +16,7 @@ from lamina.core.manifests import (
     TEXT_TYPE,
     BaseConfig,
     Descriptor,
+    Quantisation,
     StackConfig,
 )
 from lamina.core.names import Name, parse_name
@@ -50,20 +53,42 @@ class Pulled:
         }
 
 
-def pull(store: Store, source: str, name: str | None, reporter: Reporter) -> Pulled:
+def pull(
+    store: Store,
+    source: str,
+    name: str | None,
+    reporter: Reporter,
+    *,
+    quantise: str | None = None,
+) -> Pulled:
     """Fetch, convert, store; content that the store has already is not stored again.
 
-    Raises BaseError, UsageError, StoreError.
+    With `quantise` (nf4, int8) the linears are packed, and only that base is stored; `source` may
+    then be the name of a base in the store. Raises BaseError, UsageError, StoreError,
+    MissingPartError.
     """
     from lamina.bases.convert import pull as convert
     from lamina.bases.sources import parse_source
 
-    parsed = parse_source(source)
-    wanted = parse_name(name or parsed.default_name).name
+    kind = None if quantise is None else _kind(quantise)
+    known = store.bases().get(source) if kind else None
+    parsed = None if known else parse_source(source)
+    plain = source if parsed is None else parsed.default_name
+    wanted = parse_name(name or (f"{plain}-{kind}" if kind else plain)).name
     if wanted in store.names():
         raise UsageError(f"{wanted!r} is a stack's name already", hint="choose another with --as")
     work = store.root / "work" / digest_bytes(source.encode()).removeprefix("sha256:")[:16]
-    pulled = convert(parsed, work, progress=lambda text: _pulling(reporter, text))
+
+    def progress(text: str) -> None:
+        reporter.event({"event": "pulling", "text": text})
+
+    if parsed is not None:
+        pulled = convert(parsed, work, progress=progress)
+    else:
+        assert known is not None
+        pulled = _stored(store, known)
+    if kind is not None:
+        pulled = _quantised(pulled, kind, work, progress)
     for note in pulled.notes:
         reporter.say(note)
     descriptor, new = _put(store, pulled)
@@ -82,8 +107,34 @@ def ensure(store: Store, alias: str, reporter: Reporter) -> Pulled:
     return Pulled(alias, known, config, source, new=False, notes=())
 
 
-def _pulling(reporter: Reporter, text: str) -> None:
-    reporter.event({"event": "pulling", "text": text})
+def _kind(text: str) -> Quantisation:
+    known: tuple[Quantisation, ...] = get_args(Quantisation)
+    found = next((kind for kind in known if kind == text), None)
+    if found is None:
+        raise UsageError(f"--quantise {text!r}: choose {' or '.join(known)}")
+    return found
+
+
+def _stored(store: Store, base: Descriptor) -> "PulledBase":
+    """A base in the store as a folder."""
+    from lamina.bases.convert import PulledBase
+    from lamina.stack.compile import base_directory
+
+    config = store.config(store.manifest(base.digest), BaseConfig)
+    source = (base.annotations or {}).get(SOURCE, "") or config.identity
+    return PulledBase(base_directory(store, base), config, (), source)
+
+
+def _quantised(
+    pulled: "PulledBase", kind: Quantisation, work: Path, progress: Callable[[str], None]
+) -> "PulledBase":
+    from lamina.bases.quantise import quantise
+
+    target = work / "quantised" / kind
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made = quantise(pulled.directory, pulled.config, pulled.source, kind, target, progress=progress)
+    return replace(made, notes=pulled.notes + made.notes)
 
 
 def _put(store: Store, pulled: "PulledBase") -> tuple[Descriptor, bool]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from lamina.bases import families
+from lamina.bases.streamed import reading_cost
 from lamina.core.errors import DataError, LaminaError
 from lamina.core.manifests import Descriptor
 from lamina.core.recipe import Recipe
@@ -38,9 +39,14 @@ def train_and_land(
     reporter.say(f"folding {len(beneath.layers)} layers into a copy of the base")
     began = time.perf_counter()
     compiled = compile_stack(
-        store, beneath, dtype=DTYPES[spec.recipe.dtype], device=device_at_hand()
+        store,
+        beneath,
+        dtype=DTYPES[spec.recipe.dtype],
+        device="cpu" if spec.stream else device_at_hand(),
+        stream=True if spec.stream else None,
     )
     loaded = time.perf_counter()
+    say_reading(compiled, reporter)
     try:
         job, counts = job_of(store, run, spec, compiled)
     except LaminaError:
@@ -129,3 +135,17 @@ def _say_counts(counts: EncodeReport, reporter: Reporter) -> None:
             f"{counts.overlong} rows are longer than max_length: {counts.windows} windows, "
             f"{counts.lost} rows left without a label"
         )
+
+
+def say_reading(compiled: Compiled, reporter: Reporter) -> None:
+    """What it costs to leave the base's weights in the store, before anything is trained; nothing
+    where they are in memory. Raises OSError."""
+    cost = reading_cost(compiled.linears.values())
+    if cost is None:
+        return
+    reporter.say(
+        f"the weights of the decoder ({cost.bytes / 1e9:.2f} GB) stay in the store: a step reads "
+        f"{2 * cost.bytes / 1e9:.2f} GB, at {cost.rate / 1e9:.2f} GB/s (measured now) "
+        f"{2 * cost.seconds:.1f} s of reading beside its arithmetic, an evaluation half of it for "
+        "each batch"
+    )

@@ -50,6 +50,8 @@ class Request:
     force: bool = False
     again: bool = False
     """Train although the same work has been done before."""
+    stream: bool = False
+    """Leave the base's weights in the store, also where they would fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ def _spec(
         rehearsal_set=rehearsal.asked_for(request.rehearsal_set, private=request.private),
         accept_regression=request.accept_regression,
         force=request.force,
+        stream=request.stream,
     )
 
 

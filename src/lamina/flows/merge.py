@@ -39,7 +39,7 @@ from lamina.lowrank.attach import fold_into
 from lamina.lowrank.maths import LayerFactors
 from lamina.stack.combine.method import Merged, Method, Options
 from lamina.stack.combine.registry import METHODS, method_named
-from lamina.stack.compile import Compiled, compile_stack
+from lamina.stack.compile import Compiled, compile_stack, unpacked
 from lamina.stack.resolve import ResolvedStack, resolve
 from lamina.store.layout import Store
 
@@ -199,9 +199,9 @@ def _merged(store: Store, plan: _Plan, reporter: Reporter) -> tuple[Merged, list
         with loss_over(store, plan.parent, layers, rows, reporter) as loss:
             options = replace(options, loss_and_gradients=loss)
             merged = plan.method.function(layers, plan.weights, options)
-        exact = compile_stack(store, plan.parent, dtype=torch.float32)
+        exact = unpacked(compile_stack(store, plan.parent, dtype=torch.float32))
     else:
-        exact = compile_stack(store, plan.parent, dtype=torch.float32)
+        exact = unpacked(compile_stack(store, plan.parent, dtype=torch.float32))
 
         def add(module: str, delta_OI: Tensor) -> None:
             linear = exact.linears[module]

@@ -73,6 +73,8 @@ class RunSpec(Value):
     """What travels in their place or beside them; None: a sample, synthesised when private."""
     accept_regression: str | None = None
     force: bool = False
+    stream: bool = False
+    """The base's weights stay in the store; the result is the same, to the bit."""
     layer_name: str | None = None
     """Name of the layer itself, where it is not the stack's."""
     origin: Origin = "trained"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from lamina.bases import families
+from lamina.bases.quantised import weight_bytes
 from lamina.core.manifests import (
     COST_TYPE,
     JSONL_TYPE,
@@ -122,7 +123,6 @@ def layer_object(
 def cost_of(outcome: Outcome, compiled: Compiled, layer_bytes: int) -> CostEvidence:
     """What the run took, as measured."""
     progress = outcome.progress
-    parameters = compiled.model.parameters()
     return CostEvidence(
         created=runs.now().isoformat(),
         seconds=round(progress.seconds, 2),
@@ -141,7 +141,7 @@ def cost_of(outcome: Outcome, compiled: Compiled, layer_bytes: int) -> CostEvide
             "kernels": outcome.kernels,
         },
         layer_bytes=layer_bytes,
-        base_bytes=sum(p.numel() * p.element_size() for p in parameters),
+        base_bytes=weight_bytes(compiled.model),
     )
 
 

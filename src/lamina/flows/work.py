@@ -17,9 +17,19 @@ from lamina.core.errors import LaminaError
 from lamina.flows import runs
 from lamina.store.layout import Store
 
-_ASIDE = {"id", "created", "on", "sources", "accept_regression", "force", "part_of", "key"}
+_ASIDE = {
+    "id",
+    "created",
+    "on",
+    "sources",
+    "accept_regression",
+    "force",
+    "part_of",
+    "key",
+    "stream",
+}
 """What decides when, where and under which name a layer is made, but not which one."""
-_LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "jinja2")
+_LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "jinja2", "bitsandbytes")
 """What a layer is computed with besides lamina."""
 _OUTSIDE = {"api.py", "cli", "exams", "export", "fleet", "gate", "plan", "serve", "share", "web"}
 """What of lamina never decides a layer; whatever else there is, or comes to be, does."""

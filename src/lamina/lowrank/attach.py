@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from lamina.bases.supplied import SuppliedLinear
 from lamina.core.errors import LayerError
 from lamina.lowrank.linear import LowRankLinear
 from lamina.lowrank.maths import Factors, LayerFactors, fold
@@ -28,10 +29,10 @@ def layer_faults(layer: LayerFactors, linears: Mapping[str, nn.Linear]) -> list[
             faults.append(f"{name}: A has rank {rank}, B has rank {rank_b}")
         if linear is None:
             faults.append(f"{name}: the base has no such linear")
-        elif (out_features, in_features) != tuple(linear.weight.shape):
+        elif (out_features, in_features) != (linear.out_features, linear.in_features):
             faults.append(
                 f"{name}: the layer is for ({out_features}, {in_features}), "
-                f"the base has {tuple(linear.weight.shape)}"
+                f"the base has {(linear.out_features, linear.in_features)}"
             )
         if not (torch.isfinite(factors.a_RI).all() and torch.isfinite(factors.b_OR).all()):
             faults.append(f"{name}: numbers that are not finite")
@@ -60,7 +61,7 @@ class Attachment:
         self._originals: dict[str, nn.Linear] = {}
         self.modules: dict[str, LowRankLinear] = {}
         total = sum(factors.parameters for factors in layer.values())
-        device = next(iter(linears.values())).weight.device
+        device = next(model.parameters()).device
         self.flat = nn.Parameter(torch.empty(total, device=device))
         self.flat.grad = torch.zeros_like(self.flat)
         offset = 0
@@ -124,11 +125,15 @@ def fold_into(linears: Mapping[str, nn.Linear], layer: LayerFactors) -> None:
     """Give each linear a new weight with the layer folded in (float32 sum, rounded once).
 
     The old weight tensors are replaced, not written: whoever else holds them (a mapped file, the
-    base) sees no change. Raises LayerError listing every fault, before anything is replaced.
+    base) sees no change. A linear whose weight is not in memory takes the layer in its own way.
+    Raises LayerError listing every fault, before anything is replaced.
     """
     check_layer(layer, linears, "the layer")
     for name, factors in layer.items():
         linear = linears[name]
+        if isinstance(linear, SuppliedLinear):
+            linear.add(factors.a_RI.float(), factors.b_OR.float() * factors.scale)
+            continue
         folded = fold(linear.weight.data, [factors])
         linear.weight = nn.Parameter(folded, requires_grad=False)
 

@@ -35,11 +35,7 @@ class Group:
         bases = [m.base if isinstance(m, LowRankLinear) else m for m in members]
         self.updates = [m if isinstance(m, LowRankLinear) else None for m in members]
         self.outs = [base.out_features for base in bases]
-        self.weight_OI = bases[0].weight.data
-        if len(bases) > 1:
-            self.weight_OI = torch.cat([base.weight.data for base in bases])
-            for base, part in zip(bases, torch.split(self.weight_OI, self.outs), strict=True):
-                base.weight.data = part
+        self.weight_OI = self._joined(bases)
         biases = [base.bias for base in bases]
         self.bias_O: Tensor | None = None
         if any(bias is not None for bias in biases):
@@ -51,6 +47,15 @@ class Group:
             )
         self._a_RI: Tensor | None = None
         self._parts: list[_Part] = []
+
+    def _joined(self, bases: Sequence[nn.Linear]) -> Tensor:
+        """The members' weights side by side (sum of O, I); theirs become views of it."""
+        if len(bases) == 1:
+            return bases[0].weight.data
+        weight_OI = torch.cat([base.weight.data for base in bases])
+        for base, part in zip(bases, torch.split(weight_OI, self.outs), strict=True):
+            base.weight.data = part
+        return weight_OI
 
     @property
     def trained(self) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lamina.bases.supplied import SuppliedLinear
 from lamina.lowrank.maths import Factors
 
 
@@ -19,41 +20,48 @@ class _LowRankProduct(torch.autograd.Function):
         dx = g W + s v A,   dA = s v^T x,   dB = s g^T u.
     Shapes: x (N, I), W (O, I), A (R, I), B (O, R). Products in x.dtype; dA and dB come back in
     the factors' own dtype (float32 masters). Saves x, u and the cast factors; mutates nothing.
+    A W that is not in memory is made in each direction and kept by neither.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x_NI: Tensor,
-        weight_OI: Tensor,
-        bias_O: Tensor | None,
+        base: nn.Linear,
         a_RI: Tensor,
         b_OR: Tensor,
         scale: float,
     ) -> Tensor:
         a_cast, b_cast = a_RI.to(x_NI.dtype), b_OR.to(x_NI.dtype)
         u_NR = x_NI @ a_cast.T
-        y_NO = nn.functional.linear(x_NI, weight_OI, bias_O)
+        if isinstance(base, SuppliedLinear):
+            y_NO = base.product(x_NI)
+        else:
+            y_NO = nn.functional.linear(x_NI, base.weight, base.bias)
         y_NO.addmm_(u_NR, b_cast.T, alpha=scale)
-        ctx.save_for_backward(x_NI, weight_OI, u_NR, a_cast, b_cast)
-        ctx.scale, ctx.factor_dtype = scale, a_RI.dtype
+        ctx.save_for_backward(x_NI, u_NR, a_cast, b_cast)
+        ctx.base, ctx.scale, ctx.factor_dtype = base, scale, a_RI.dtype
         return y_NO
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_NO: Tensor) -> tuple[Tensor | None, ...]:
-        x_NI, weight_OI, u_NR, a_cast, b_cast = ctx.saved_tensors
+        x_NI, u_NR, a_cast, b_cast = ctx.saved_tensors
+        base: nn.Linear = ctx.base
         scale: float = ctx.scale
         v_NR = g_NO @ b_cast
         da = dx = db = None
-        if ctx.needs_input_grad[3]:
+        if ctx.needs_input_grad[2]:
             da = (v_NR.T @ x_NI).to(ctx.factor_dtype).mul_(scale)
-        if ctx.needs_input_grad[4]:
+        if ctx.needs_input_grad[3]:
             db = (g_NO.T @ u_NR).to(ctx.factor_dtype).mul_(scale)
         if ctx.needs_input_grad[0]:
-            dx = g_NO @ weight_OI
+            if isinstance(base, SuppliedLinear):
+                dx = base.input_gradient(g_NO)
+            else:
+                dx = g_NO @ base.weight
             dx.addmm_(v_NR, a_cast, alpha=scale)
-        return dx, None, None, da, db, None
+        return dx, None, da, db, None
 
 
 class LowRankLinear(nn.Module):
@@ -80,6 +88,6 @@ class LowRankLinear(nn.Module):
         """x (..., I) -> (..., O)."""
         flat_NI = x.reshape(-1, x.shape[-1])
         y_NO: Tensor = _LowRankProduct.apply(  # type: ignore[no-untyped-call]
-            flat_NI, self.base.weight, self.base.bias, self.a, self.b, self.scale
+            flat_NI, self.base, self.a, self.b, self.scale
         )
         return y_NO.view(*x.shape[:-1], y_NO.shape[-1])

@@ -7,14 +7,15 @@ what is served.
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from lamina.bases import families
-from lamina.bases.load import load, load_tokenizer
+from lamina.bases.load import load, load_tokenizer, too_large
+from lamina.bases.supplied import SuppliedLinear
 from lamina.core.errors import LayerError
 from lamina.core.files import atomic_directory
 from lamina.core.manifests import Descriptor, LayerConfig
@@ -55,14 +56,21 @@ def compile_stack(
     *,
     dtype: torch.dtype = torch.bfloat16,
     device: str = "cpu",
+    stream: bool | None = None,
 ) -> Compiled:
     """Load the base, fold the layers in (float32, rounded once). Base bytes are never written.
 
+    Over a quantised base the layers stay factors beside its packed weights. With `stream` the
+    decoder's weights stay in the store and are read as they are used; None: where they do not fit
+    into the memory at hand.
     Raises LayerError listing every fault of every layer, CorruptBlobError, BaseError.
     """
-    # a float32 base is folded in float32 before it is rounded, so that it is rounded only once
-    wide = bool(stack.layers) and stack.base_config.dtype == "float32"
-    loaded = load(base_directory(store, stack.base), dtype=torch.float32 if wide else dtype)
+    directory = base_directory(store, stack.base)
+    if stream is None:
+        packed = stack.base_config.quantised is not None
+        stream = not packed and device == "cpu" and too_large(directory, dtype)
+    wide = _folded_wide(stack) and not stream  # which does so linear by linear
+    loaded = load(directory, dtype=torch.float32 if wide else dtype, stream=stream)
     linears = families.linears(loaded.model)
     factors = [layer_factors(store, layer) for layer in stack.layers]
     faults = [
@@ -86,6 +94,25 @@ def compile_stack(
         pad_id=0 if pad_id is None else pad_id,
         dtype=dtype,
     )
+
+
+def _folded_wide(stack: ResolvedStack) -> bool:
+    """Whether to fold in float32 before rounding, so that a float32 base is rounded only once."""
+    base = stack.base_config
+    return bool(stack.layers) and base.quantised is None and base.dtype == "float32"
+
+
+def unpacked(compiled: Compiled) -> Compiled:
+    """The same with plain weights where the base's are not in memory: for arithmetic on the weights
+    themselves. Takes the modules of what it is given, and the memory of a plain base."""
+    for name, linear in compiled.linears.items():
+        if isinstance(linear, SuppliedLinear):
+            plain = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
+            plain.weight = nn.Parameter(linear.weight, requires_grad=False)
+            plain.bias = linear.bias
+            owner, _, leaf = name.rpartition(".")
+            setattr(compiled.model.get_submodule(owner), leaf, plain)
+    return replace(compiled, linears=families.linears(compiled.model))
 
 
 def base_format(store: Store, stack: ResolvedStack) -> ChatFormat:

@@ -7,8 +7,9 @@ computed again in the backward. Only for decoders of the plain kind (`why_not`);
 it is compared with the model's own forward.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from lamina.bases.families import backbone
 from lamina.kernels.choose import chosen
 from lamina.kernels.sizes import Heads, Places
 from lamina.lowrank.group import Group
+from lamina.lowrank.supplied import Scratch, group_of
 from lamina.tokens.batch import Batch
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
@@ -229,7 +231,9 @@ def fuse(model: nn.Module) -> tuple[FusedDecoder | None, str]:
     weight = inner.embed_tokens.weight
     channels = (config.hidden_size, config.intermediate_size)
     ops, missing = chosen(weight.dtype, weight.device, channels, heads.size)
-    decoder = FusedDecoder(model, ops, tuple(_layer(each, heads) for each in inner.layers))
+    grouped = partial(group_of, scratch=Scratch(), like=weight.data)
+    layers = tuple(_layer(each, heads, grouped) for each in inner.layers)
+    decoder = FusedDecoder(model, ops, layers)
     difference = _difference(decoder)
     if not difference <= TOLERANCE[weight.dtype]:
         return None, f"its layers differ from the model's own by {difference:.1e}"
@@ -251,14 +255,14 @@ def why_not(model: nn.Module) -> str:
     return ""
 
 
-def _layer(module: Any, heads: Heads) -> _Layer:
+def _layer(module: Any, heads: Heads, grouped: Callable[[Sequence[Any]], Group]) -> _Layer:
     attention, mlp = module.self_attn, module.mlp
     norms: list[Any] = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
     return _Layer(
-        qkv=Group([attention.q_proj, attention.k_proj, attention.v_proj]),
-        out=Group([attention.o_proj]),
-        up=Group([mlp.gate_proj, mlp.up_proj]),
-        down=Group([mlp.down_proj]),
+        qkv=grouped([attention.q_proj, attention.k_proj, attention.v_proj]),
+        out=grouped([attention.o_proj]),
+        up=grouped([mlp.gate_proj, mlp.up_proj]),
+        down=grouped([mlp.down_proj]),
         norm_in=module.input_layernorm.weight.data,
         norm_mid=module.post_attention_layernorm.weight.data,
         eps=module.input_layernorm.variance_epsilon,

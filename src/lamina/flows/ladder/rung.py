@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from lamina.bases.header import shapes_in
+from lamina.bases.shell import linear_shapes
 from lamina.core.digest import digest_json
 from lamina.core.errors import TrainInterrupted
 from lamina.core.manifests import Descriptor, StackedLayer
@@ -44,10 +44,10 @@ class Move:
         if self.old.config.base == self.onto.config.base:
             return True
         ours, theirs = (
-            shapes_in(base_directory(self.store, stack.base)) for stack in (self.old, self.onto)
+            linear_shapes(base_directory(self.store, stack.base)) for stack in (self.old, self.onto)
         )
-        weights = [f"{module}.weight" for module in self.layer.config.modules]
-        return all(name in theirs and ours.get(name) == theirs[name] for name in weights)
+        modules = self.layer.config.modules
+        return all(name in theirs and ours.get(name) == theirs[name] for name in modules)
 
     @property
     def same_tokens(self) -> bool:

@@ -1,0 +1,183 @@
+"""A model without memory for its weights: to be filled from files, tensor by tensor."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lamina.bases.families import linears
+from lamina.bases.header import read_entries
+from lamina.bases.identity import CONFIG, DTYPE_NAMES, weight_files
+from lamina.bases.quiet import quiet
+from lamina.core.errors import BaseError
+
+QUANTISATION = "quantization_config"
+
+
+class _EmptyIsNothing(TorchFunctionMode):
+    """`torch.empty` gives tensors without memory: what linears and embeddings start from.
+
+    Everything else (rotary tables, scales, norms) is computed as always.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func is torch.empty and given.get("device") is None:
+            given["device"] = "meta"
+        return func(*args, **given)
+
+
+def shell(directory: Path, *, dtype: torch.dtype) -> nn.Module:
+    """The architecture in `dtype`, in eval mode and frozen; matrices are on the meta device.
+
+    Raises BaseError when no model can be built from the configuration.
+    """
+    try:
+        with quiet(), _EmptyIsNothing():
+            config = AutoConfig.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
+            if hasattr(config, QUANTISATION):
+                delattr(config, QUANTISATION)
+            model: nn.Module = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation="sdpa"
+            )
+    except Exception as error:  # a configuration can be wrong in as many ways as there are models
+        raise BaseError(
+            f"no model can be built from {directory / CONFIG}: {type(error).__name__}: {error}",
+            hint="pull the base again",
+        ) from error
+    model.eval()
+    return model.requires_grad_(False)
+
+
+def linear_shapes(directory: Path) -> dict[str, tuple[int, int]]:
+    """name -> (O, I) of every linear of a base's decoder, packed or not, without its weights.
+
+    Raises BaseError.
+    """
+    found = linears(shell(directory, dtype=torch.float32))
+    return {name: (linear.out_features, linear.in_features) for name, linear in found.items()}
+
+
+class Files:
+    """The tensors of a base's weight files, by name."""
+
+    def __init__(self, directory: Path) -> None:
+        files = weight_files(directory)
+        found = [(entry, path) for path in files for entry in read_entries(path)]
+        self.homes = {entry.name: path for entry, path in found}
+        self.entries = {entry.name: entry for entry, _ in found}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.homes
+
+    def read(self, name: str) -> Tensor:
+        """A tensor of one's own. Raises BaseError for a name that no file has."""
+        if name not in self.homes:
+            raise _missing(name)
+        with safe_open(self.homes[name], framework="pt") as handle:
+            tensor: Tensor = handle.get_tensor(name)
+        return tensor.clone()
+
+    def mapped(self, name: str) -> Tensor:
+        """A tensor that lies in the file: it takes no memory of ours, and cannot be written.
+
+        Raises BaseError as `read` does.
+        """
+        if name not in self.entries:
+            raise _missing(name)
+        entry = self.entries[name]
+        raw = np.memmap(self.homes[name], np.uint8, "r", entry.start, (entry.end - entry.start,))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it cannot be written is what is wanted
+            flat = torch.from_numpy(raw)
+        dtype: torch.dtype = getattr(torch, DTYPE_NAMES[entry.dtype])
+        return flat.view(dtype).view(entry.shape)
+
+    def bias(self, module: str, linear: nn.Linear, dtype: torch.dtype) -> nn.Parameter | None:
+        """A linear's bias in `dtype`, None where it has none. Raises BaseError."""
+        if linear.bias is None:
+            return None
+        return nn.Parameter(self.read(f"{module}.bias").to(dtype), requires_grad=False)
+
+
+def _missing(name: str) -> BaseError:
+    return BaseError(f"the weights have no {name}", hint="pull the base again")
+
+
+def replace_linears(
+    model: nn.Module, made: Callable[[str, nn.Linear], nn.Linear], refusal: str
+) -> frozenset[str]:
+    """Put `made(name, linear)` in the place of every linear of the decoder; their names.
+
+    Where it raises ValueError (or what libraries raise for tensors that are not theirs), the fault
+    is listed. Raises BaseError with every fault.
+    """
+    faults, replaced = [], set()
+    for name, linear in linears(model).items():
+        try:
+            found = made(name, linear)
+        except (ValueError, AssertionError, KeyError, RuntimeError) as error:
+            faults.append(f"{name}: {error}")
+            continue
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, found)
+        replaced.add(name)
+    if faults:
+        raise BaseError(refusal, faults=faults, hint="pull the base again")
+    return frozenset(replaced)
+
+
+def fill(
+    model: nn.Module, files: Files, *, but: frozenset[str] = frozenset(), mapped: bool = False
+) -> None:
+    """Give every parameter its tensor, in its dtype, one at a time; then tie what is tied.
+
+    Modules named in `but` keep what they have. `mapped`: matrices that are stored in their dtype
+    stay in the file. Raises BaseError listing every tensor that is
+    missing or of another shape.
+    """
+    tied = _tied(model)
+    faults = []
+    for name, parameter in list(model.named_parameters()):
+        owner, _, leaf = name.rpartition(".")
+        if owner in but:
+            continue
+        if name not in files:
+            faults += [] if name in tied else [f"{name}: missing"]
+            continue
+        tensor = files.mapped(name) if mapped and parameter.ndim > 1 else files.read(name)
+        if tensor.shape != parameter.shape:
+            faults.append(
+                f"{name}: {tuple(tensor.shape)}, the architecture has {tuple(parameter.shape)}"
+            )
+            continue
+        filled = nn.Parameter(tensor.to(parameter.dtype), requires_grad=False)
+        setattr(model.get_submodule(owner), leaf, filled)
+    if faults:
+        raise BaseError(
+            f"the weights do not fit the architecture in {CONFIG}",
+            faults=faults,
+            hint="pull the base again",
+        )
+    model.tie_weights()  # type: ignore[operator]
+
+
+def _tied(model: nn.Module) -> frozenset[str]:
+    """Names of parameters that are others' under a second name."""
+    config: Any = model.config
+    return frozenset(model.all_tied_weights_keys) if config.tie_word_embeddings else frozenset()  # type: ignore[arg-type]
