@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamina.core.errors import GateError, UsageError
+from lamina.core.errors import GateError, TrainInterrupted, UsageError
 from lamina.core.manifests import ExamSpec, SourceFile, StackConfig, StackedLayer
 from lamina.core.names import Name
 from lamina.core.recipe import Recipe
@@ -311,6 +311,20 @@ def test_where_the_rows_lie_now_is_recorded(store, tmp_path, trained):
     again(store, request(str(moved)))
     (run,) = [each for each in runs.all_runs(store) if each.id == trained[0]]
     assert (run.spec.sources, len(trained)) == ((str(moved),), 1)
+
+
+def test_work_that_was_begun_is_named(store, tmp_path, trained):
+    what = request(write_rows(tmp_path / "rows.jsonl"))
+    run = learn.prepare(store, what, Said())
+    said = Said()
+    learn.prepare(store, what, said)
+    assert not [s for s in said.sentences if "--resume" in s]  # nothing has been trained yet
+    stops = iter([False, True])
+    with pytest.raises(TrainInterrupted):
+        learn.execute(store, run, Said(), lambda: next(stops))
+    done, said = again(store, what)
+    assert f"begun before; to go on there: lamina train --resume {run.id}" in said.sentences
+    assert learn.execute(store, runs.to_resume(store, run.id), Said()).layer == done.layer
 
 
 def test_a_finished_run_is_not_resumed(store, tmp_path, trained):

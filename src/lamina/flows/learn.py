@@ -106,6 +106,8 @@ def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run:
     done = None if request.again else work.done_before(store, spec)
     if done is not None:
         return _taken_up(store, *done, spec, reporter)
+    if (begun := work.begun(store, spec)) is not None:
+        reporter.say(f"begun before; to go on there: lamina train --resume {begun.id}")
     marks = frozenset(map(seen.mark, dataset.examples))
     if grown := _growth(store, current(store, spec.name), spec, marks):
         reporter.say(grown.offer(request.data))

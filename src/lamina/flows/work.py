@@ -7,7 +7,7 @@ leaves out the machine: a layer that was trained with other cores is still the l
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -59,21 +59,37 @@ def source(package: Path) -> Digest:
 
 
 def done_before(store: Store, asked: runs.RunSpec) -> tuple[runs.Run, runs.RunResult] | None:
-    """The newest run that did this work, and whose layer is still whole in the store.
+    """The newest run that did this work, and whose layer is still whole in the store."""
+    for run in _runs(store, asked):
+        with contextlib.suppress(LaminaError, OSError):
+            result = run.result
+            if result is not None and _whole(store, result.layer):
+                return run, result
+    return None
+
+
+def begun(store: Store, asked: runs.RunSpec) -> runs.Run | None:
+    """The newest run of this work whose training has begun and has not come to its layer."""
+    for run in _runs(store, asked):
+        if not (run.directory / runs.RESULT).exists() and (run.directory / runs.EVENTS).exists():
+            return run
+    return None
+
+
+def _runs(store: Store, asked: runs.RunSpec) -> Iterator[runs.Run]:
+    """The runs of this work for its own sake, newest first.
 
     What cannot be read is no such run: training again is never wrong.
     """
     if asked.key is None:
-        return None
+        return
     for path in sorted(store.runs_dir.glob(f"*/{runs.SPEC}"), reverse=True):
+        run = runs.Run(path.parent)
         with contextlib.suppress(LaminaError, OSError):
             if asked.key.encode() in path.read_bytes():
-                run = runs.Run(path.parent)
-                spec, result = run.spec, run.result
-                own = spec.key == asked.key and spec.part_of is None
-                if own and result is not None and _whole(store, result.layer):
-                    return run, result
-    return None
+                spec = run.spec
+                if spec.key == asked.key and spec.part_of is None:
+                    yield run
 
 
 def _whole(store: Store, layer: Digest) -> bool:
