@@ -130,7 +130,7 @@ class Stack:
         return Stack(self._store, str(done.named.name), self._reporter)
 
     def squash(self, *, name: str | None = None, **options: Any) -> "Stack":
-        """All its layers as one. Options: rank or tolerance, override, author."""
+        """All its layers as one. Options: rank (and passes) or tolerance, override, author."""
         from lamina.flows.squash import squash
 
         done = squash(self._store, self.name, name=name, reporter=self._reporter, **options)

@@ -215,7 +215,7 @@ def test_a_carried_layer_keeps_its_price(store, tmp_path):
     assert step.action == "carry"
     assert step.retrain_seconds == seconds(store, trained)
     assert step.retune_seconds == pytest.approx(RETUNE * step.retrain_seconds)
-    assert pytest.approx(0.35) == RETUNE
+    assert pytest.approx(0.15) == RETUNE
 
 
 # -- who replaces whom -----------------------------------------------------------------------------

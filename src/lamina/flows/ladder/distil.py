@@ -26,7 +26,8 @@ PASSES = 5
 spend the budget on in so many."""
 LEAST_WRITTEN, MOST_WRITTEN = 24, 192
 """Rows that are written, if any."""
-LEAST_EPOCHS, MOST_EPOCHS = 0.5, 8.0
+LEAST_EPOCHS, MOST_EPOCHS = 0.5, float(PASSES)
+"""More passes learn few rows by heart."""
 UNKNOWN_EPOCHS = 3.0
 """Passes where it isn't on record how long the layer was trained."""
 BATCH_TOKENS = 256
