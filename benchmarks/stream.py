@@ -159,7 +159,7 @@ class Stream:
     def _first(self, arm: Arm, name: str, rows: list[Row], period: int) -> None:
         request = learn.Request(
             on=BASE, data=[self._file(f"{name}.jsonl", rows)], name=name, recipe=self._recipe(),
-            accept_regression="benchmark",
+            accept_regression="benchmark", again=True,
         )  # fmt: skip
         self._trained(arm, learn.prepare(self.store, request, Log()), period)
 

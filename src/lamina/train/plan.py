@@ -9,6 +9,7 @@ later one, and before the run ends. Those lost are learned again beside what is 
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
@@ -156,10 +157,9 @@ class Plan:
         kinds = [new, *(indices for pool, indices in self._old() if pool.share)]
         for kind, indices in enumerate(kinds):
             for index in indices:
-                row, worst = self._rows[index], float(self.worst[index])
+                worst = float(self.worst[index])
                 if worst <= self.limit or (kind and math.isnan(worst)):
-                    answer = row.ids[row.mask].tobytes()
-                    found.setdefault((kind, answer), []).append(index)
+                    found.setdefault((kind, self._answer(index)), []).append(index)
         return list(found.values())
 
     def _old(self) -> list[tuple[Pool, range]]:
@@ -173,8 +173,8 @@ class Plan:
     def _unknown(self) -> list[list[int]]:
         """The pass's batches: new rows not known when it began, and old rows.
 
-        Those lost, worst first, up to as many as all new rows would have beside them: no pass
-        costs more than the first, whatever is in the rows. Then others, up to their share.
+        Those lost, up to as many as all new rows would have beside them: no pass costs more than
+        the first, whatever is in the rows. Then others, up to their share.
         """
         if self.number == 0:
             return self._every(0)
@@ -184,10 +184,10 @@ class Plan:
             beside, most = self._tokens(chosen), self._tokens(range(self._own))
             for pool, indices in self._old():
                 ratio = pool.share / (1 - pool.share)
-                lost = [i for i in self._shuffled(indices) if worst[i] > self.limit]
-                lost.sort(key=lambda i: -worst[i])
+                order = self._by_turns(indices)
+                lost = [i for i in order if worst[i] > self.limit]
                 mended = self._upto(ratio * most, lost)
-                others = [i for i in self._shuffled(indices) if not worst[i] > self.limit]
+                others = [i for i in order if not worst[i] > self.limit]
                 others.sort(key=lambda i: not math.isnan(worst[i]))  # first those not visited yet
                 chosen += mended + self._upto(ratio * beside - self._tokens(mended), others)
                 if pool.rows:
@@ -195,10 +195,19 @@ class Plan:
             self._passes = {0: self._every(0), -1: self._batches(chosen, self.number)}
         return self._passes[-1]
 
-    def _shuffled(self, indices: range) -> list[int]:
+    def _by_turns(self, indices: range) -> list[int]:
+        """Shuffled so that answers take turns: one row of each, then a second of each, ..."""
         order = list(indices)
-        random.Random(derive(self._recipe.seed, "others", self.number)).shuffle(order)
-        return order
+        random.Random(derive(self._recipe.seed, "turns", self.number)).shuffle(order)
+        turn, taken = {}, Counter[bytes]()
+        for index in order:
+            turn[index] = taken[self._answer(index)]
+            taken[self._answer(index)] += 1
+        return sorted(order, key=turn.__getitem__)
+
+    def _answer(self, index: int) -> bytes:
+        row = self._rows[index]
+        return row.ids[row.mask].tobytes()
 
     def _upto(self, tokens: float, rows: Sequence[int]) -> list[int]:
         """As many of the rows, in their order, as it takes to have so many tokens."""
