@@ -98,7 +98,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_finished(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("lamina.bases.convert.describe", killed)
+        patch.setattr("lamina.bases.convert.described", killed)
         with pytest.raises(KeyboardInterrupt):
             pulled(source, tmp_path / "work")
     assert list((tmp_path / "work" / "bases").iterdir()) == []
@@ -207,7 +207,7 @@ def _impossible_config(folder):
         (_no_config, r"no config\.json"),
         (_no_tokenizer, r"no tokenizer\.json"),
         (_custom_code, "auto_map"),
-        (_quantised, "already quantised"),
+        (_quantised, "quantised in a way that lamina does not read"),
         (_encoder, "not a causal language model"),
         (_unknown_type, "not a causal language model"),
         (_truncated, "the header describes"),

@@ -142,6 +142,29 @@ def test_shards_are_cut_between_tensors_and_load_the_same(plain, made, kind, tmp
     assert torch.equal(logits(loaded), logits(whole))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_packed_folder_comes_back_as_the_same_base(made, kind, tmp_path):
+    again = pull(parse_source(str(made[kind].directory)), tmp_path, progress=said_nothing)
+    assert again.config == made[kind].config.model_copy(update={"made_from": None})
+    assert again.config.identity == made[kind].config.identity
+    assert hashes(again.directory) == hashes(made[kind].directory)
+    once_more = pull(parse_source(str(made[kind].directory)), tmp_path, progress=said_nothing)
+    assert once_more.config == again.config
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_packed_folder_that_lacks_tensors_is_refused(made, kind, tmp_path):
+    directory = shutil.copytree(made[kind].directory, tmp_path / "base")
+    tensors = load_file(directory / "model.safetensors")
+    gone = [f"model.layers.{n}.mlp.up_proj.{PACKINGS[kind].SUFFIXES[1]}" for n in (0, 1)]
+    for name in gone:
+        del tensors[name]
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BaseError) as caught:
+        pull(parse_source(str(directory)), tmp_path / "work", progress=said_nothing)
+    assert caught.value.faults == tuple(f"{name}: is not there" for name in gone)
+
+
 # -- numbers ---------------------------------------------------------------------------------------
 
 
@@ -297,6 +320,8 @@ def test_other_ways_of_quantising_are_refused(made, tmp_path):
     (directory / "config.json").write_text(json.dumps(config))
     with pytest.raises(BaseError, match="lamina does not read"):
         load(directory, dtype=FLOAT32)
+    with pytest.raises(BaseError, match="take the plain model"):
+        pull(parse_source(str(directory)), tmp_path / "work", progress=said_nothing)
 
 
 def test_numbers_that_are_not_finite_are_refused(plain, tmp_path):

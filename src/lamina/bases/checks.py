@@ -15,6 +15,7 @@ from lamina.bases.header import read_entries
 from lamina.bases.identity import CONFIG, TEMPLATE, TOKENIZER, read_json, weight_files
 from lamina.bases.load import load_tokenizer
 from lamina.bases.normal import write_json
+from lamina.bases.quantised import packed_names, quantisation
 from lamina.bases.quiet import quiet
 from lamina.core.errors import BaseError
 
@@ -30,13 +31,16 @@ def check_base(folder: Path) -> None:
     config = read_json(folder / CONFIG)
     check_causal(config, folder.name)
     model = _skeleton(folder)
-    linears(model)
+    modules = linears(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     entries = {e.name: e.shape for path in weight_files(folder) for e in read_entries(path)}
-    faults = [
+    kind = quantisation(config)
+    packed = frozenset() if kind is None else packed_names(modules, kind)
+    faults = [f"{name}: is not there" for name in sorted(packed - set(entries))]
+    faults += [
         f"{name}: the file has {shape}, the architecture {shapes[name]}"
         for name, shape in sorted(entries.items())
-        if name in shapes and shape != shapes[name]
+        if name in shapes and name not in packed and shape != shapes[name]
     ]
     if not set(entries) & set(shapes):
         faults.append("no tensor of the files belongs to the architecture")

@@ -9,7 +9,8 @@ from lamina.bases.checks import check_base, ensure_template
 from lamina.bases.fetch import Fetched, fetch
 from lamina.bases.folder import source_files, write_folder
 from lamina.bases.gguf import write_gguf
-from lamina.bases.identity import describe, read_json
+from lamina.bases.identity import read_json
+from lamina.bases.quantised import described
 from lamina.bases.sources import Source
 from lamina.core.digest import canonical_json, digest_file, digest_json, short
 from lamina.core.errors import LaminaError
@@ -87,7 +88,7 @@ def _convert(fetched: Fetched, target: Path, record: Path) -> tuple[BaseConfig, 
             notes = ("GGUF: dequantised and rounded once to bfloat16",)
         check_base(out)
         origin, said = ensure_template(out)
-        config = describe(out, template_origin=origin, licence=fetched.licence)
+        config = described(out, template_origin=origin, licence=fetched.licence)
         notes += said
         value = {"config": config.model_dump(mode="json"), "notes": list(notes)}
         atomic_write(record, canonical_json(value))
@@ -101,7 +102,7 @@ def _finished(target: Path, record: Path) -> tuple[BaseConfig, tuple[str, ...]] 
     try:
         value = read_json(record)
         config = BaseConfig.parse(value["config"], str(record))
-        now = describe(target, template_origin=config.template_origin, licence=config.licence)
+        now = described(target, template_origin=config.template_origin, licence=config.licence)
     except (LaminaError, OSError, KeyError):
         return None
     return (config, tuple(value["notes"])) if now == config else None

@@ -27,7 +27,9 @@ from lamina.bases.normal import (
     without_names,
     write_json,
 )
+from lamina.bases.quantised import quantisation
 from lamina.bases.shards import INDEX, write_shards
+from lamina.bases.shell import QUANTISATION
 from lamina.core.errors import BaseError
 
 GENERATION = "generation_config.json"
@@ -47,18 +49,21 @@ def source_files(source: Path) -> tuple[Path, ...]:
 def write_folder(source: Path, out: Path, *, link: bool) -> tuple[str, ...]:
     """Write config, weights, tokenizer and template of `source` into `out`; returns notes.
 
-    Weights of one dtype keep their files and bytes: linked when `link` (the source is ours), else
-    copied. Weights of several floating dtypes are cast to the most frequent one, a shard at a time.
+    Weights of one dtype, and packed ones, keep their files and bytes: linked when `link` (the
+    source is ours), else copied. Weights of several floating dtypes are cast to the most frequent
+    one, a shard at a time.
     Raises BaseError for what is missing or cannot be used safely.
     """
     config = read_json(source / CONFIG)
     _check_source(source, config)
+    packed = quantisation(config) is not None  # its tensors have several dtypes for a reason
     files = _weights(source)
     entries = {path: read_entries(path) for path in files}
     every = [entry for part in entries.values() for entry in part]
     dtype = main_dtype(every)
-    notes = _write_weights(source, entries, dtype, out, link=link)
-    write_json(out / CONFIG, normal_config(config, dtype))
+    notes = _write_weights(source, entries, None if packed else dtype, out, link=link)
+    normal = normal_config(config, dtype)
+    write_json(out / CONFIG, normal | {QUANTISATION: config[QUANTISATION]} if packed else normal)
     if (source / GENERATION).is_file():
         write_json(out / GENERATION, without_names(read_json(source / GENERATION)))
     return notes + _write_tokenizer(source, config, out)
@@ -82,10 +87,10 @@ def _check_source(source: Path, config: dict[str, Any]) -> None:
     tokenizer_config = _optional(source / TOKENIZER_CONFIG)
     if "auto_map" in config or "auto_map" in tokenizer_config:
         faults.append("it needs Python code of its own (auto_map), which is never run")
-    if config.get("quantization_config"):
-        faults.append(
-            "its weights are already quantised: take the plain model (--quantise packs it)"
-        )
+    try:
+        quantisation(config)
+    except BaseError as error:
+        faults.append(f"{error.message}: take the plain model (--quantise packs it)")
     if not (source / TOKENIZER).is_file():
         faults.append(
             f"it has no {TOKENIZER}: make one with AutoTokenizer.from_pretrained(…)"
@@ -120,14 +125,15 @@ def _weights(source: Path) -> tuple[Path, ...]:
 def _write_weights(
     source: Path,
     entries: dict[Path, tuple[TensorEntry, ...]],
-    dtype: str,
+    dtype: str | None,
     out: Path,
     *,
     link: bool,
 ) -> tuple[str, ...]:
+    """Cast to `dtype`, None: as they are."""
     every = [entry for part in entries.values() for entry in part]
     others = sorted({entry.dtype for entry in every if entry.dtype in FLOATS} - {dtype})
-    if others:
+    if dtype is not None and others:
         _cast_weights(entries, dtype, out)
         return (f"weights in {', '.join(others)} cast to {dtype}, as most of the weights are",)
     for path in entries:

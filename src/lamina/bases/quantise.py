@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lamina.bases.convert import PulledBase
 from lamina.bases.header import read_entries
-from lamina.bases.identity import CONFIG, describe, read_json, weight_files
+from lamina.bases.identity import CONFIG, read_json, weight_files
 from lamina.bases.normal import write_json
-from lamina.bases.quantised import PACKINGS, quantisation
+from lamina.bases.quantised import PACKINGS, described, quantisation
 from lamina.bases.shards import INDEX, write_shards
 from lamina.bases.shell import QUANTISATION, Files, linear_shapes
 from lamina.core.errors import BaseError
@@ -74,14 +74,8 @@ def quantise(
 
         write_shards(sizes, tensor, out)
         write_json(out / CONFIG, read_json(directory / CONFIG) | {QUANTISATION: packing.SETTINGS})
-        made = describe(out, template_origin=config.template_origin, licence=config.licence)
-    made = made.model_copy(
-        update={
-            "parameters": config.parameters,
-            "quantised": kind,
-            "made_from": config.identity,
-        }
-    )
+        made = described(out, template_origin=config.template_origin, licence=config.licence)
+    made = made.model_copy(update={"made_from": config.identity})
     return PulledBase(target, made, (f"{len(names)} linears in {kind}",), f"{source} in {kind}")
 
 

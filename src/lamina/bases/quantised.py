@@ -5,20 +5,28 @@ afterwards; frozen layers of the stack stand beside it as factors, because weigh
 to 4 bits again would lose them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lamina.bases import int8, nf4
-from lamina.bases.shell import QUANTISATION, Files, fill, replace_linears, shell
+from lamina.bases.identity import CONFIG, describe, read_json
+from lamina.bases.shell import (
+    QUANTISATION,
+    Files,
+    fill,
+    linear_shapes,
+    replace_linears,
+    shell,
+)
 from lamina.bases.streamed import StreamedLinear
 from lamina.bases.supplied import SuppliedLinear
 from lamina.core.errors import BaseError
-from lamina.core.manifests import Quantisation
+from lamina.core.manifests import BaseConfig, Quantisation
 
 PACKINGS: dict[Quantisation, ModuleType] = {"nf4": nf4, "int8": int8}
 """Each has SETTINGS, SUFFIXES, `pack` and `unpacker`."""
@@ -109,6 +117,27 @@ def load_quantised(directory: Path, kind: Quantisation, *, dtype: torch.dtype) -
     )
     fill(model, files, but=replaced)
     return model.eval().requires_grad_(False)
+
+
+def described(
+    directory: Path, *, template_origin: Literal["own", "chatml"], licence: str | None
+) -> BaseConfig:
+    """`identity.describe`, which counts numbers as they are stored; here weights are counted as
+    what they stand for, and the way of packing is said. Raises BaseError."""
+    config = describe(directory, template_origin=template_origin, licence=licence)
+    kind = quantisation(read_json(directory / CONFIG))
+    if kind is None:
+        return config
+    shapes, files = linear_shapes(directory), Files(directory)
+    packed = packed_names(shapes, kind)
+    others = (entry.elements for name, entry in files.entries.items() if name not in packed)
+    count = sum(others) + sum(rows * columns for rows, columns in shapes.values())
+    return config.model_copy(update={"quantised": kind, "parameters": count})
+
+
+def packed_names(modules: Iterable[str], kind: Quantisation) -> frozenset[str]:
+    """Names of the tensors that these linears' weights are stored in."""
+    return frozenset(f"{module}.{s}" for module in modules for s in PACKINGS[kind].SUFFIXES)
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -81,6 +81,7 @@ class Files:
         found = [(entry, path) for path in files for entry in read_entries(path)]
         self.homes = {entry.name: path for entry, path in found}
         self.entries = {entry.name: entry for entry, _ in found}
+        self._open: dict[Path, Any] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.homes
@@ -89,8 +90,10 @@ class Files:
         """A tensor of one's own. Raises BaseError for a name that no file has."""
         if name not in self.homes:
             raise _missing(name)
-        with safe_open(self.homes[name], framework="pt") as handle:
-            tensor: Tensor = handle.get_tensor(name)
+        home = self.homes[name]
+        if home not in self._open:  # opening parses the header, which names every tensor
+            self._open[home] = safe_open(home, framework="pt")
+        tensor: Tensor = self._open[home].get_tensor(name)
         return tensor.clone()
 
     def mapped(self, name: str) -> Tensor:
