@@ -6,7 +6,7 @@ lamina's defaults: `first_s` trains on them; `again_s` is the same command with 
 `lamina update` after another such edit, which learns those rows alone (`updated_passed`: whether
 the gate would have let it without a reason). `phases_s` says where the time of the first went:
 `start` (process, imports, reading), `load` (base and tokenizer), `encode`, `steps`, `held_out`
-(losses during training), `checkpoints`, `exam` (landing, both stacks' exams, gate, name) and `rest`.
+(losses during training), `checkpoints`, `exam` (landing, both exams, gate, name) and `rest`.
 `first_cpu_s` is its processor time: on a machine that others use it says more than the clock.
 """
 
