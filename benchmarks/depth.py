@@ -26,7 +26,7 @@ from lamina.stack.compile import compile_stack
 from lamina.stack.resolve import ResolvedStack, of_descriptor, resolve
 from lamina.store.layout import Store
 from lamina.tokens.batch import Batch
-from lamina.train.loop import fresh_factors
+from lamina.train.job import fresh_factors
 from lamina.train.objective import token_losses
 
 DEPTHS = (0, 4, 16)

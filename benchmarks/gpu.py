@@ -21,7 +21,7 @@ from lamina.core.recipe import Recipe
 from lamina.lowrank.attach import Attachment
 from lamina.tokens.batch import Batch
 from lamina.train.fused import fuse
-from lamina.train.loop import fresh_factors
+from lamina.train.job import fresh_factors
 from lamina.train.objective import token_losses
 
 RANK, RATE = 16, 3e-4

@@ -104,7 +104,7 @@ def train(given: Any) -> dict[str, Any]:
     from lamina.store.layout import Store
     from lamina.tokens.mask import Encoded
     from lamina.train.events import EventLog
-    from lamina.train.loop import Job
+    from lamina.train.job import Job
     from lamina.train.loop import train as run
 
     store = Store.open(given.home)

@@ -43,7 +43,8 @@ from lamina.tokens.pack import plan_batches
 from lamina.tokens.template import ChatFormat
 from lamina.train.events import EventLog
 from lamina.train.fused import fuse
-from lamina.train.loop import Job, train
+from lamina.train.job import Job
+from lamina.train.loop import train
 from lamina.train.objective import token_losses
 
 FILES = {"gsm8k": "train_gsm8k.jsonl", "dolly": "train_dolly_small.jsonl"}

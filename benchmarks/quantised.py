@@ -40,7 +40,8 @@ def measure(name: str, given: Any) -> dict[str, Any]:
     from lamina.store.layout import Store
     from lamina.tokens.mask import encode_all
     from lamina.train.events import EventLog
-    from lamina.train.loop import Job, train
+    from lamina.train.job import Job
+    from lamina.train.loop import train
 
     store = Store.open(given.home)
     examples = list(read([str(given.data / FILE)]).examples)[: given.rows]
@@ -87,7 +88,7 @@ def speeds(names: dict[str, str], given: Any) -> dict[str, dict[str, list[float]
     from lamina.store.layout import Store
     from lamina.tokens.batch import Batch
     from lamina.train.fused import fuse
-    from lamina.train.loop import fresh_factors
+    from lamina.train.job import fresh_factors
     from lamina.train.objective import token_losses
 
     store, width = Store.open(given.home), 256

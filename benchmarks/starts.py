@@ -17,7 +17,7 @@ from lamina.lowrank.inputs import inputs_of
 from lamina.lowrank.maths import Factors, LayerFactors, compose, init_factors
 from lamina.tokens.batch import Batch
 from lamina.train.fused import fuse
-from lamina.train.loop import fresh_factors
+from lamina.train.job import fresh_factors
 from lamina.train.objective import predicting, token_losses
 
 OVERSAMPLED = 4

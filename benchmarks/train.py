@@ -42,7 +42,7 @@ from lamina.tokens.mask import Encoded, encode_all
 from lamina.tokens.pack import plan_batches
 from lamina.tokens.template import ChatFormat
 from lamina.train.fused import fuse
-from lamina.train.loop import fresh_factors
+from lamina.train.job import fresh_factors
 from lamina.train.objective import token_losses
 
 PEERS = ("trl_default", "trl_tuned", "peft_loop")

@@ -311,7 +311,7 @@ def test_a_run_stopped_while_rows_are_written_goes_on(world, tmp_path):
     data = write(tmp_path / "secret.jsonl", secrets())
     asked = request(
         data, "secret", on="talker", private=True, steps=10, patience=None, licence="cc-by-4.0",
-        accept_regression="a test",
+        again=True, accept_regression="a test",
     )  # fmt: skip
     run = learn.prepare(world, asked, Silent())
     trained = Said()

@@ -7,6 +7,7 @@ from lamina.bases import families
 from lamina.bases.families import backbone
 from lamina.kernels import accelerated, reference
 from lamina.lowrank.attach import attached
+from lamina.lowrank.group import Group
 from lamina.tokens.batch import collate
 from lamina.train import fused
 from lamina.train.objective import token_losses
@@ -93,7 +94,7 @@ def test_a_step_stays_where_the_model_is(family):
             inner.layers[0].self_attn.head_dim,
             1.0,
         )
-        layers = tuple(fused._layer(each, heads) for each in inner.layers)
+        layers = tuple(fused._layer(each, heads, Group) for each in inner.layers)
         decoder = fused.FusedDecoder(small, reference, layers)
         losses = token_losses(decoder, collate(rows(5), PAD))
         assert losses.device.type == attachment.flat.device.type == "meta"

@@ -12,7 +12,8 @@ from lamina.bases.load import load
 from lamina.core.recipe import Recipe
 from lamina.tokens.mask import Encoded
 from lamina.train.events import EventLog
-from lamina.train.loop import Job, train
+from lamina.train.job import Job
+from lamina.train.loop import train
 from lamina.train.rehearse import Pool
 from tests.pico import SMALLEST_VOCAB, pico_base
 

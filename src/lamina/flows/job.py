@@ -20,7 +20,8 @@ from lamina.stack.resolve import ResolvedStack
 from lamina.store.layout import Store
 from lamina.tokens.mask import EncodeReport, encode_all
 from lamina.train.events import EventLog
-from lamina.train.loop import Job, train
+from lamina.train.job import Job
+from lamina.train.loop import train
 from lamina.train.rehearse import Pool, Taught
 
 

@@ -19,7 +19,8 @@ from lamina.stack.resolve import ResolvedStack, over_base
 from lamina.store.layout import Store
 from lamina.tokens.mask import encode_all
 from lamina.train.events import EventLog
-from lamina.train.loop import Job, train
+from lamina.train.job import Job
+from lamina.train.loop import train
 from lamina.train.teach import sayings
 
 PASSES = 3

@@ -27,7 +27,7 @@ from lamina.stack.compile import Compiled
 from lamina.stack.resolve import ResolvedStack
 from lamina.store.layout import Store
 from lamina.tokens.mask import EncodeReport
-from lamina.train.loop import Outcome
+from lamina.train.job import Outcome
 
 
 def land(

@@ -8,24 +8,18 @@ has a time limit, the number of steps, which is then fixed in the resolved recip
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lamina.bases.families import module_ranks
 from lamina.core.errors import TrainError, TrainInterrupted
-from lamina.core.recipe import Recipe
-from lamina.core.seeds import derive
 from lamina.lowrank.attach import Attachment
-from lamina.lowrank.maths import Factors, LayerFactors, init_factors
 from lamina.tokens.batch import Batch, collate
-from lamina.tokens.mask import Encoded
 from lamina.tokens.pack import plan_batches
 from lamina.train import checkpoint
 from lamina.train.events import EventLog
 from lamina.train.fused import FusedDecoder, fuse
+from lamina.train.job import Job, Outcome, fresh_factors
 from lamina.train.objective import SoftTargets, token_losses, worst_of_rows
 from lamina.train.optimiser import Optimiser
 from lamina.train.plan import Plan
@@ -47,61 +41,6 @@ OVERTIME = 1.1
 """A run that takes longer than its limit by this factor is cut off."""
 MOST_SKIPPED = 5
 """Steps in a row with a loss or gradient that is not finite, after which the run has diverged."""
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """What a run works on. Rows are encoded; `directory` holds its checkpoint and events."""
-
-    model: nn.Module
-    linears: Mapping[str, nn.Linear]
-    """The linears to train on, by full name."""
-    rows: Sequence[Encoded]
-    eval_rows: Sequence[Encoded]
-    recipe: Recipe
-    pad_id: int
-    directory: Path
-    resume_with: str
-    """What a person types to go on after an interruption."""
-    start: LayerFactors | None = None
-    """Factors to start from (warm start); None starts fresh."""
-    said: Sequence[SoftTargets] | None = None
-    """What the rows teach, one for each; None: their labels."""
-    rehearsal: Sequence[Pool] = ()
-    """Old rows, of which each epoch takes as many as make up each pool's share."""
-
-    @property
-    def old_rows(self) -> list[Encoded]:
-        """The rows of all pools."""
-        return [row for pool in self.rehearsal for row in pool.rows]
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """A finished run: the best factors seen, and what it took."""
-
-    factors: dict[str, Factors]
-    recipe: Recipe
-    """Resolved: `steps` (and `warmup_steps`, `stop_after` after a time limit) filled in."""
-    progress: checkpoint.Progress
-    kernels: str
-    """What the steps ran on: `native`, `accelerated` or `reference` kernels; `none`: the
-    model's own forward."""
-
-
-def fresh_factors(linears: Mapping[str, nn.Linear], recipe: Recipe) -> dict[str, Factors]:
-    """Starting factors; each module's from its own stream, so that targets don't disturb others.
-
-    Raises UsageError for `ranks` that name none of the linears.
-    """
-    result = {}
-    ranks = module_ranks(linears, recipe.rank, recipe.ranks or {})
-    for name, linear in linears.items():
-        generator = torch.Generator().manual_seed(derive(recipe.seed, "init", name))
-        result[name] = init_factors(
-            linear.in_features, linear.out_features, ranks[name], recipe.scale, generator
-        )
-    return result
 
 
 def train(job: Job, events: EventLog, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
