@@ -31,10 +31,10 @@ from benchmarks.common import ROOT, Log, emit, home, parser, say
 LARGE = {"hidden": 2048, "mlp": 5632, "layers": 28, "heads": 32, "keys": 4, "vocab": 32000}
 SMALL = {"hidden": 512, "mlp": 1536, "layers": 6, "heads": 8, "keys": 4, "vocab": 4096}
 MIDDLE = {"hidden": 1024, "mlp": 4096, "layers": 12, "heads": 16, "keys": 4, "vocab": 4096}
-LIMITS = {"large": 1_250_000_000, "middle": 750_000_000}
+LIMITS = {"large": 1_250_000_000, "middle": 700_000_000}
 """Bytes, of which torch and transformers take about 460 million before there is a model."""
 SHARD = 500_000_000
-RANK = 8
+RANK = 4
 
 
 def checkpoint(folder: Path, shape: dict[str, int]) -> None:
@@ -169,8 +169,8 @@ def child(home: Path, on: str, **options: Any) -> dict[str, Any]:
         command += [f"--{name}", str(value)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
-        return {"ended": f"exit {done.returncode}: {' '.join(last)[:200]}"}
+        last = [line.strip() for line in done.stderr.splitlines() if line.strip()][-4:]
+        return {"ended": f"exit {done.returncode}: {' | '.join(last)[:400]}"}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -250,7 +250,9 @@ def measure(root: Path, given: Any) -> dict[str, Any]:
     files = prepared(root, name, shape)
     limit = given.limit or LIMITS[name]
     found = child(root, name, stream="auto", steps=given.steps, tokens=given.tokens, limit=limit)
-    found.pop("factors", None)
+    if "ended" in found:
+        raise SystemExit(f"training under the limit: {found['ended']}")
+    found.pop("factors")
     say(f"streamed: {found}")
     cached = cached_bytes(files)
     resident = child(root, name, stream="no", steps=1, tokens=given.tokens, limit=limit)

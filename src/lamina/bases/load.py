@@ -17,7 +17,7 @@ from lamina.core.errors import BaseError
 from lamina.core.room import at_hand
 
 CUSTOM_CODE = "auto_map"
-FULL = 0.9
+FULL = 0.8
 """Share of the memory at hand that weights may take; the rest is for what is done with them."""
 
 

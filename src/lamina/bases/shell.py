@@ -1,5 +1,6 @@
 """A model without memory for its weights: to be filled from files, tensor by tensor."""
 
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -7,18 +8,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lamina.bases.families import linears
 from lamina.bases.header import read_entries
-from lamina.bases.identity import CONFIG, DTYPE_NAMES, weight_files
+from lamina.bases.identity import CONFIG, weight_files
 from lamina.bases.quiet import quiet
 from lamina.core.errors import BaseError
 
 QUANTISATION = "quantization_config"
+TORCH_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+"""By their names in safetensors."""
 
 
 class _EmptyIsNothing(TorchFunctionMode):
@@ -74,27 +87,51 @@ def linear_shapes(directory: Path) -> dict[str, tuple[int, int]]:
 
 
 class Files:
-    """The tensors of a base's weight files, by name."""
+    """The tensors of a base's weight files, by name.
+
+    Read, not mapped, but where it is asked for: the pages of a mapped file count as the process's
+    beside the copies that are made of them.
+    """
 
     def __init__(self, directory: Path) -> None:
+        self._open: dict[Path, int] = {}
         files = weight_files(directory)
         found = [(entry, path) for path in files for entry in read_entries(path)]
         self.homes = {entry.name: path for entry, path in found}
         self.entries = {entry.name: entry for entry, _ in found}
-        self._open: dict[Path, Any] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.homes
 
+    def __del__(self) -> None:
+        for handle in self._open.values():
+            os.close(handle)
+
+    def handle(self, name: str) -> int:
+        """The open file that a tensor lies in."""
+        path = self.homes[name]
+        if path not in self._open:
+            self._open[path] = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        return self._open[path]
+
     def read(self, name: str) -> Tensor:
-        """A tensor of one's own. Raises BaseError for a name that no file has."""
-        if name not in self.homes:
+        """A tensor of one's own. Raises BaseError for a name that no file has, OSError."""
+        if name not in self.entries:
             raise _missing(name)
-        home = self.homes[name]
-        if home not in self._open:  # opening parses the header, which names every tensor
-            self._open[home] = safe_open(home, framework="pt")
-        tensor: Tensor = self._open[home].get_tensor(name)
-        return tensor.clone()
+        entry = self.entries[name]
+        flat = torch.empty(entry.end - entry.start, dtype=torch.uint8)
+        self.read_into(name, flat)
+        return flat.view(TORCH_DTYPES[entry.dtype]).view(entry.shape)
+
+    def read_into(self, name: str, out: Tensor) -> None:
+        """A tensor's bytes into `out` (uint8, flat, of that size). Raises OSError."""
+        view = memoryview(out.numpy())  # type: ignore[arg-type]
+        handle, start, done = self.handle(name), self.entries[name].start, 0
+        while done < len(view):
+            got = os.preadv(handle, [view[done:]], start + done)
+            if not got:
+                raise OSError(f"{self.homes[name]} ends before {name} does")
+            done += got
 
     def mapped(self, name: str) -> Tensor:
         """A tensor that lies in the file: it takes no memory of ours, and cannot be written.
@@ -108,8 +145,7 @@ class Files:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it cannot be written is what is wanted
             flat = torch.from_numpy(raw)
-        dtype: torch.dtype = getattr(torch, DTYPE_NAMES[entry.dtype])
-        return flat.view(dtype).view(entry.shape)
+        return flat.view(TORCH_DTYPES[entry.dtype]).view(entry.shape)
 
     def bias(self, module: str, linear: nn.Linear, dtype: torch.dtype) -> nn.Parameter | None:
         """A linear's bias in `dtype`, None where it has none. Raises BaseError."""

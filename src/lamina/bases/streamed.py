@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lamina.bases.header import TensorEntry
-from lamina.bases.identity import DTYPE_NAMES
-from lamina.bases.shell import Files, fill, replace_linears, shell
+from lamina.bases.shell import TORCH_DTYPES, Files, fill, replace_linears, shell
 from lamina.bases.supplied import SuppliedLinear, added
 
 SAMPLE_BYTES = 256 << 20
@@ -26,12 +25,11 @@ SAMPLE_BYTES = 256 << 20
 
 
 class WeightFiles:
-    """The weight files of a base, open for reading. Counts what is read."""
+    """The weight files of a base, read again and again. Counts what is read."""
 
     def __init__(self, files: Files, *, cached: bool) -> None:
         """`cached`: whether the system's cache may keep what was read."""
         self._files, self._cached = files, cached
-        self._open: dict[Path, int] = {}
         self.bytes_read = 0
 
     def entry(self, name: str) -> TensorEntry:
@@ -42,33 +40,17 @@ class WeightFiles:
 
     def read(self, name: str, out: Tensor) -> None:
         """A tensor's bytes into `out` (uint8, flat, of that size). Raises OSError."""
-        entry, path = self._files.entries[name], self._files.homes[name]
-        view = memoryview(out.numpy())  # type: ignore[arg-type]
-        handle, done = self._handle(path), 0
-        while done < len(view):
-            got = os.preadv(handle, [view[done:]], entry.start + done)
-            if not got:
-                raise OSError(f"{path} ends before {name} does")
-            done += got
-        self.bytes_read += done
+        self._files.read_into(name, out)
+        self.bytes_read += len(out)
         if not self._cached:
             self.forget(name)
 
     def forget(self, name: str) -> None:
         """Tell the system that a tensor's bytes need not stay in its cache."""
-        entry, path = self._files.entries[name], self._files.homes[name]
         if hasattr(os, "posix_fadvise"):
+            entry, handle = self.entry(name), self._files.handle(name)
             size = entry.end - entry.start
-            os.posix_fadvise(self._handle(path), entry.start, size, os.POSIX_FADV_DONTNEED)
-
-    def _handle(self, path: Path) -> int:
-        if path not in self._open:
-            self._open[path] = os.open(path, os.O_RDONLY)
-        return self._open[path]
-
-    def __del__(self) -> None:
-        for handle in self._open.values():
-            os.close(handle)
+            os.posix_fadvise(handle, entry.start, size, os.POSIX_FADV_DONTNEED)
 
 
 class StreamedLinear(SuppliedLinear):
@@ -88,7 +70,7 @@ class StreamedLinear(SuppliedLinear):
         if entry.shape != shape_OI:
             raise ValueError(f"the file has {entry.shape}, the architecture {shape_OI}")
         self.ahead, self.name = ahead, name
-        self.stored_dtype: torch.dtype = getattr(torch, DTYPE_NAMES[entry.dtype])
+        self.stored_dtype: torch.dtype = TORCH_DTYPES[entry.dtype]
         self.bytes = entry.end - entry.start
         self._update: tuple[Tensor, Tensor] | None = None
 
