@@ -213,3 +213,16 @@ def test_parallel_layers_merge_over_packed_weights(store, method):
           override="any")  # fmt: skip
     stack = resolve(store, f"both-{method}")
     assert stack.base.digest == store.bases()["packed"].digest
+
+
+def test_a_float32_base_packs_and_computes_in_bfloat16(tmp_path, kind):
+    store = new_store(tmp_path / "store", hidden=64, layers=1)
+    bases.pull(store, BASE, "packed", Said(), quantise=kind)
+    learned(store, tmp_path, "first", "packed", accept_regression="only its way is tested")
+    compiled = compile_stack(store, resolve(store, "first"))
+    assert compiled.dtype == torch.bfloat16
+    for linear in compiled.linears.values():
+        assert linear.supplied().dtype == linear.term[0].dtype == torch.bfloat16
+    assert all(p.dtype == torch.bfloat16 for p in compiled.model.parameters())
+    exact, rounded = (logits(store, "first", d)[0] for d in (torch.float32, torch.bfloat16))
+    assert (exact - rounded).abs().max() < 0.1 * exact.abs().max()
