@@ -72,7 +72,7 @@ def main() -> None:
     arguments.add_argument("--update-lr", type=float)
     arguments.add_argument("--rehearsal", type=float, default=0.5)
     arguments.add_argument("--drift", type=float, default=0.0)
-    arguments.add_argument("--known", type=float, default=update.KNOWN)
+    arguments.add_argument("--known", type=float, default=0.0)
     arguments.add_argument("--retrain-known", type=float, default=0.0)
     arguments.add_argument("--arms", default="update,naive,retrain")
     given = arguments.parse_args()

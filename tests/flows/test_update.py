@@ -300,6 +300,17 @@ def test_an_update_is_reproduced_to_the_digest(first, tmp_path):
     assert again.layer == again.again == new.layer.digest
 
 
+def test_an_update_that_leaves_out_what_is_known_is_reproduced_to_the_digest(first, tmp_path):
+    store, _, _ = first
+    how = {"steps": None, "epochs": 6.0, "lr": 2e-2, "batch_tokens": 128, "patience": None}
+    data = write_rows(tmp_path / "new.jsonl", 12, word="fruit")
+    every = updated(store, "mine", data, name="every", overrides=tuple(how.items()))
+    new = updated(store, "mine", data, overrides=(*how.items(), ("known", 0.05)))
+    assert new.cost.tokens < every.cost.tokens
+    assert new.config.recipe.steps == every.config.recipe.steps  # of the schedule, however it ended
+    assert reproduce(store, "mine", (), Said(), lambda: False).equal
+
+
 def test_under_another_name_an_update_branches_off_and_outdates_nothing(first, tmp_path):
     store, _, old = first
     trained(store, write_rows(tmp_path / "b.jsonl", 30, word="cloud"), "upper", on="mine")

@@ -52,7 +52,7 @@ def update(
         float | None,
         typer.Option(
             metavar="P",
-            help="Leave out rows whose tokens all have this probability; 0: every pass takes all.",
+            help="Leave out rows whose tokens all have this probability, mend those that get lost.",
         ),
     ] = None,
     seed: options.Seed = None,

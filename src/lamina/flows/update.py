@@ -38,9 +38,6 @@ them."""
 PROTECT = 0.0
 """An update may move everything: what it changes lies where its old rows lie."""
 
-KNOWN = 0.67
-"""An update spends its steps on rows that are not known: most old ones are, and new ones soon."""
-
 
 @dataclass(frozen=True)
 class Request:
@@ -216,7 +213,7 @@ def recipe_of(layer: ResolvedLayer, request: Request) -> Recipe:
             hint="train a new layer, or squash it afterwards: lamina squash --rank",
         )
     opened = {"steps": None, "stop_after": None, "warmup_steps": None, "schedule": None}
-    own = {"rehearsal": REHEARSAL, "protect": PROTECT, "known": KNOWN}
+    own = {"rehearsal": REHEARSAL, "protect": PROTECT}
     return Recipe.parse(old | opened | own | fixed | changes, "the recipe of the update")
 
 
