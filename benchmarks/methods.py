@@ -228,8 +228,13 @@ def compared(bench: Bench, names: list[str], seeds: int) -> dict[str, Any]:
         if less and rows[name]["ci"][1] < 0:  # better by steps: is it by time?
             own = [bench.run(name, best, seed, less) for seed in range(seeds)]
             rows[name] |= {"by_steps": rows[name]["delta"], **versus(plain, own), "less": less}
-    before = sum(v for v, _ in bench.losses(None)) / sum(w for _, w in bench.losses(None))
-    return {"before": round(before, 4), "tokens_per_second": round(speed, 1), "methods": rows}
+    key = [bench.data, "before", len(bench.rows), len(bench.held)]
+    before = noted(bench.work, key, lambda: {"loss": loss_of({"items": bench.losses(None)})})
+    return {
+        "before": round(before["loss"], 4),
+        "tokens_per_second": round(speed, 1),
+        "methods": rows,
+    }
 
 
 def _line(
@@ -252,7 +257,7 @@ def dora(base: Path, bench: Bench, rate: float) -> dict[str, Any]:
     loop = Loop(base, bench.rows, bench.held[: max(4, len(bench.held) // 2)], RANK, BATCH_TOKENS)
     probe = noted(bench.work, [bench.data, "slower"], lambda: {"times": loop.slower()})
     slower = max(1.0, probe["times"])
-    count = max(2, bench.steps // 2)
+    count = max(2, bench.steps // 3)
     found: dict[str, dict[float, dict[str, Any]]] = {}
     for name, kind, steps in (("plain", False, count), ("dora", True, round(count / slower))):
         found[name] = {}
