@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH ?= cold_start iterate depth peft_parity crash gsm8k \
 	stream contributors refresh rebase squash merge \
-	train methods quantised large
+	train methods quantised large memory
 
 # a process a core; more threads in each would wait for one another
 QUICK := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' --numprocesses auto --dist loadfile

@@ -30,6 +30,7 @@ import torch
 from benchmarks.common import BASE, ROOT, Log, emit, home, median_seconds, parser, say
 from lamina.bases import families
 from lamina.bases.load import load
+from lamina.core import heap
 from lamina.core.recipe import Recipe
 from lamina.data.example import Example
 from lamina.data.read import read
@@ -148,6 +149,7 @@ def lamina(base: Path, rows: list[Encoded], clock: Clock) -> None:
     decoder = fuse(model)[0] or model
     optimiser = torch.optim.AdamW([attachment.flat], lr=RATE, weight_decay=0.0, fused=True)
     measured = loss_of(model, clock.eval_rows)
+    heap.give_back()
     for step, batch in enumerate(batches(rows, recipe.batch_tokens)):
         began = time.perf_counter()
         _warm_up(optimiser, step)

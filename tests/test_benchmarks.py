@@ -22,6 +22,7 @@ KEYS = {
     "rebase": {"sibling"},
     "gpu": {"device", "shapes"},
     "methods": {"pays", "sets"},
+    "memory": {"worst_error", "configurations", "checkpointing"},
     "train": {"vs_trl_default", "vs_tuned", "vs_peft_loop", "roofline", "memory_vs_trl"},
     "iterate": {"first_s", "again_s", "edited_s", "updated_s", "phases_s"},
     "quantised": {"plain", "nf4", "int8"},
@@ -41,7 +42,7 @@ def home(tmp_path):
     return tmp_path / "home"
 
 
-WITHOUT_DATA = {"gpu"}
+WITHOUT_DATA = {"gpu", "memory"}
 
 
 @pytest.mark.slow

@@ -132,3 +132,10 @@ def test_diff(store):
     text = found.render()
     assert "= first @" in text
     assert "* second @" in text
+
+
+def test_what_sat_an_exam_can_still_be_trained_over(store):
+    found = compile_stack(store, resolve(store, "second"))
+    turns = (Message(role="user", content="a"), Message(role="assistant", content="b"))
+    StackExaminee(found).log_likelihood([Example(messages=turns)], lambda done, total: None)
+    assert not any(p.is_inference() for p in found.model.parameters())

@@ -71,6 +71,7 @@ ASIDE = {
     "stream": True,
     "part_of": "lamina refresh",
     "key": TWO,
+    "memory": 2_000_000_000,
 }
 """Another value of every field that decides nothing of it."""
 

@@ -14,7 +14,7 @@ from lamina.bases.load import load, too_large
 from lamina.bases.shell import Files
 from lamina.bases.streamed import Ahead, StreamedLinear, WeightFiles, reading_cost
 from lamina.core.errors import BaseError
-from lamina.core.room import at_hand
+from lamina.core.machine import free
 from lamina.lowrank.attach import attached, fold_into
 from lamina.lowrank.maths import Factors
 from lamina.tokens.batch import collate
@@ -292,22 +292,22 @@ def test_what_does_not_fit_is_streamed(folder, monkeypatch):
 
     stored = sum(p.numel() for p in load(folder(), dtype=torch.float32).model.parameters())
     for room, expected in ((None, False), (stored * 8, False), (stored * 4, True)):
-        monkeypatch.setattr(module, "at_hand", lambda room=room: room)
+        monkeypatch.setattr(module, "free", lambda room=room: room)
         assert too_large(folder(), torch.float32) is expected
     assert too_large(folder(), torch.bfloat16) is False
 
 
-def test_a_process_limit_is_memory_at_hand():
+def test_a_process_limit_is_memory_free():
     code = (
-        "import resource\nfrom lamina.core.room import at_hand\n"
-        "free = at_hand()\n"
+        "import resource\nfrom lamina.core.machine import free\n"
+        "before = free()\n"
         "resource.setrlimit(resource.RLIMIT_DATA, (300 << 20, 300 << 20))\n"
-        "print(free, at_hand())"
+        "print(before, free())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    free, limited = map(int, done.stdout.split())
-    assert free > 300 << 20
+    before, limited = map(int, done.stdout.split())
+    assert before > 300 << 20
     assert (200 << 20) < limited < (300 << 20)
-    assert at_hand() > 0
+    assert free() > 0
     assert resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY
     assert streamed.SAMPLE_BYTES > 0

@@ -1,12 +1,14 @@
 """A base's folder into memory: model and tokenizer. No network, no pickle, no code of the base."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lamina.bases.header import read_entries
 from lamina.bases.identity import CONFIG, TOKENIZER, read_json, weight_files
@@ -14,7 +16,7 @@ from lamina.bases.quantised import load_quantised, quantisation
 from lamina.bases.quiet import quiet
 from lamina.bases.streamed import load_streamed
 from lamina.core.errors import BaseError
-from lamina.core.room import at_hand
+from lamina.core.machine import free
 
 CUSTOM_CODE = "auto_map"
 FULL = 0.8
@@ -42,7 +44,7 @@ def load(directory: Path, *, dtype: torch.dtype, stream: bool = False) -> Loaded
     """
     config = read_json(directory / CONFIG)
     refuse_custom_code(config, directory)
-    weight_files(directory)
+    weight_files(directory)  # raises where there are none
     kind = quantisation(config)
     if kind is not None and stream:
         raise BaseError(
@@ -51,7 +53,7 @@ def load(directory: Path, *, dtype: torch.dtype, stream: bool = False) -> Loaded
     if kind is not None:
         model = load_quantised(directory, kind, dtype=dtype)
     elif stream:
-        room = at_hand()
+        room = free()
         cached = room is None or 2 * _file_bytes(directory) < room
         model = load_streamed(directory, dtype=dtype, cached=cached)
     else:
@@ -60,15 +62,16 @@ def load(directory: Path, *, dtype: torch.dtype, stream: bool = False) -> Loaded
 
 
 def _load_plain(directory: Path, dtype: torch.dtype) -> nn.Module:
+    files = weight_files(directory)
     try:
         with quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(
-                directory,
+            empty = empty_model(directory)
+            model, info = type(empty).from_pretrained(
+                None,
+                config=empty.config,
+                state_dict=_tensors(files),
                 dtype=dtype,
                 attn_implementation="sdpa",
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
@@ -92,13 +95,33 @@ def _load_plain(directory: Path, dtype: torch.dtype) -> nn.Module:
 
 def too_large(directory: Path, dtype: torch.dtype) -> bool:
     """Whether a base's weights in `dtype` would take nearly all of the memory at hand, or more."""
-    room = at_hand()
+    room = free()
     entries = [entry for path in weight_files(directory) for entry in read_entries(path)]
     return room is not None and FULL * room < dtype.itemsize * sum(e.elements for e in entries)
 
 
 def _file_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in weight_files(directory))
+
+
+def empty_model(directory: Path) -> Any:
+    """The model that a base's folder describes, with shapes but no weights (on the meta device)."""
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def _tensors(files: Iterable[Path]) -> dict[str, Any]:
+    """Every tensor by name, to be read when it is asked for.
+
+    Read, not mapped: the pages of a mapped file stay in memory beside the copies that are made of
+    its tensors (folded, joined, in another dtype) until the last of them has gone.
+    """
+    found: dict[str, Any] = {}
+    for file in files:
+        handle: Any = safe_open(file, framework="pt", backend="pread")
+        found |= {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+    return found
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:

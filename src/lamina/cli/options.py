@@ -52,3 +52,11 @@ SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out an
 Licence = Annotated[
     str | None, typer.Option("--licence", metavar="SPDX", help="Licence of the data.")
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="Memory to train in, such as 2GB or 1.5GiB; default: what the machine has.",
+    ),
+]

@@ -60,6 +60,7 @@ def train(
     epochs: options.Epochs = None,
     steps: options.Steps = None,
     max_minutes: options.MaxMinutes = None,
+    memory: options.Memory = None,
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -179,6 +180,7 @@ def train(
         "licence": licence,
         "author": author,
         "exam": exam,
+        "memory": memory,
         "force": force,
         "again": again,
         "stream": stream,
@@ -217,6 +219,7 @@ def train(
             force=force,
             again=again,
             stream=stream,
+            memory=memory_size(memory),
         )
         run = learn.prepare(store, request, reporter)
     show(finish(store, run, reporter), as_json=json)
@@ -239,6 +242,13 @@ def module_ranks(given: list[str] | None) -> dict[str, int] | None:
     if faults:
         raise UsageError("--module-rank cannot be read", faults=faults)
     return ranks
+
+
+def memory_size(text: str | None) -> int | None:
+    """Bytes of --memory. Raises UsageError."""
+    from lamina.core.sizes import parse_size
+
+    return None if text is None else parse_size(text)
 
 
 def refuse_beside_resume(options: dict[str, Any]) -> None:

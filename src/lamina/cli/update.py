@@ -35,6 +35,7 @@ def update(
     lr: options.LearningRate = None,
     steps: options.Steps = None,
     max_minutes: options.MaxMinutes = None,
+    memory: options.Memory = None,
     rehearsal: Annotated[
         float | None,
         typer.Option(metavar="SHARE", help="Share of tokens that are its own old rows."),
@@ -82,7 +83,7 @@ def update(
     left out; a new answer to an old question replaces the old one. What stands above the layer
     goes stale: `lamina status` shows it, `lamina refresh` mends it.
     """
-    from lamina.cli.train import finish, show
+    from lamina.cli.train import finish, memory_size, show
     from lamina.flows import update as flow
 
     overrides = {
@@ -109,6 +110,7 @@ def update(
         author=author or environment.author(),
         accept_regression=accept_regression,
         force=force,
+        memory=memory_size(memory),
     )
     store, reporter = environment.open_store(), Terminal()
     run = flow.prepare(store, request, reporter)

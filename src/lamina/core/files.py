@@ -78,6 +78,23 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
                 temp.unlink()
 
 
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """The same for libraries that write a file by its name."""
+    with clear_os_errors(f"writing {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temp = temp_beside(path)
+        try:
+            yield temp
+            with temp.open("rb+") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temp, path)
+            fsync_directory(path.parent)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                temp.unlink()
+
+
 def atomic_write(path: Path, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all."""
     with atomic_writer(path) as handle:

@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 from lamina.core.values import Value
 
 ALL_LINEAR = "all-linear"
+AS_IT_FITS: dict[str, object] = {"pass_tokens": None, "checkpointing": False}
+"""Keys that are about one machine's memory, opened again for another training."""
 
 Scaling = Literal["lora", "rslora"]
 Overlong = Literal["split", "truncate", "refuse"]
@@ -45,6 +47,12 @@ class Recipe(Value):
     """Use this many minutes of training, at most; resolved into `steps` when trained."""
     batch_tokens: Annotated[int, Field(ge=16)] = 2048
     """Tokens in one optimiser step, padding included."""
+    pass_tokens: Annotated[int, Field(ge=16)] | None = None
+    """Tokens that go through the model at once, where memory is short: a step's gradient is then
+    the sum of several passes (a longer row is a pass of its own). None: the whole step's."""
+    checkpointing: bool = False
+    """Keep each decoder layer's input only and compute the layer again on the way back: the same
+    gradients, less memory, more time (arXiv:1604.06174)."""
     max_length: Annotated[int, Field(ge=16)] = 1024
     """Longest sequence, in tokens."""
     overlong: Overlong = "split"
@@ -113,6 +121,11 @@ class Recipe(Value):
     def alpha_value(self) -> float:
         """alpha with its default filled in."""
         return float(2 * self.rank) if self.alpha is None else self.alpha
+
+    @property
+    def at_once(self) -> int:
+        """Most tokens in one pass, padding included, longer rows aside."""
+        return min(self.batch_tokens, self.pass_tokens or self.batch_tokens)
 
     @property
     def shape(self) -> Literal["cosine", "trapezoid"]:

@@ -85,17 +85,28 @@ class StackExaminee:
             raise DataError("a choice leaves nothing to score", hint="shorten its question")
         return [rows[-1] for rows in encoded]
 
-    @torch.inference_mode()
     def _likelihoods(
         self, examples: int, rows: Sequence[Encoded], owners: Sequence[int], progress: Progress
     ) -> list[Likelihood]:
         """Sum each row's loss into the example it came from."""
+        scorer = self._scorer  # made outside of inference, or the weights could not be trained over
+        with torch.inference_mode():
+            return self._scored(scorer, examples, rows, owners, progress)
+
+    def _scored(
+        self,
+        scorer: nn.Module | FusedDecoder,
+        examples: int,
+        rows: Sequence[Encoded],
+        owners: Sequence[int],
+        progress: Progress,
+    ) -> list[Likelihood]:
         totals = [[0.0, 0] for _ in range(examples)]
         plan = plan_batches([len(row) for row in rows], BATCH_TOKENS, seed=0, epoch=0)
         done = 0
         for batch_rows in plan:
             batch = collate([rows[i] for i in batch_rows], self._compiled.pad_id)
-            losses = token_losses(self._scorer, batch).double()
+            losses = token_losses(scorer, batch).double()
             sums = torch.zeros(len(batch_rows), dtype=torch.float64)
             sums.index_add_(0, batch.row_of_target, losses.cpu())
             counts = torch.bincount(batch.row_of_target, minlength=len(batch_rows))

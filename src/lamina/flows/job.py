@@ -9,16 +9,25 @@ from collections.abc import Callable
 
 from lamina.bases import families
 from lamina.bases.streamed import reading_cost
+from lamina.core import heap
 from lamina.core.errors import DataError, LaminaError
 from lamina.core.manifests import Descriptor
 from lamina.core.recipe import Recipe
 from lamina.core.report import Reporter
-from lamina.flows import rehearsal, runs
+from lamina.flows import fitting, rehearsal, runs
 from lamina.flows.trained import land
-from lamina.stack.compile import DTYPES, Compiled, compile_stack, device_at_hand, stored_factors
+from lamina.stack.compile import (
+    DTYPES,
+    Compiled,
+    base_format,
+    compile_stack,
+    device_at_hand,
+    stored_factors,
+)
 from lamina.stack.resolve import ResolvedStack
 from lamina.store.layout import Store
 from lamina.tokens.mask import EncodeReport, encode_all
+from lamina.tokens.template import ChatFormat
 from lamina.train.events import EventLog
 from lamina.train.job import Job
 from lamina.train.loop import train
@@ -37,19 +46,21 @@ def train_and_land(
 
     Raises TrainInterrupted, TrainError, DataError, UsageError.
     """
-    reporter.say(f"folding {len(beneath.layers)} layers into a copy of the base")
     began = time.perf_counter()
-    compiled = compile_stack(
-        store,
-        beneath,
-        dtype=DTYPES[spec.recipe.dtype],
-        device="cpu" if spec.stream else device_at_hand(),
-        stream=True if spec.stream else None,
-    )
-    loaded = time.perf_counter()
-    say_reading(compiled, reporter)
     try:
-        job, counts = job_of(store, run, spec, compiled)
+        rows = rows_of(store, run, spec, base_format(store, beneath), beneath)
+        encoded = time.perf_counter()
+        spec = fitting.fit(store, run, spec, beneath, rows, reporter)
+        reporter.say(f"folding {len(beneath.layers)} layers into a copy of the base")
+        compiled = compile_stack(
+            store,
+            beneath,
+            dtype=DTYPES[spec.recipe.dtype],
+            device="cpu" if spec.stream else device_at_hand(),
+            stream=True if spec.stream else None,
+        )
+        say_reading(compiled, reporter)
+        job, counts = job_of(store, run, spec, compiled, rows)
     except LaminaError:
         if not (run.directory / runs.EVENTS).exists():
             shutil.rmtree(run.directory)  # nothing was trained; the request itself was wrong
@@ -58,74 +69,86 @@ def train_and_land(
     events = EventLog(run.directory / runs.EVENTS, reporter.event)
     events.emit(
         "ready",
-        load_seconds=round(loaded - began, 2),
-        encode_seconds=round(time.perf_counter() - loaded, 2),
+        load_seconds=round(time.perf_counter() - encoded, 2),
+        encode_seconds=round(encoded - began, 2),
     )
     outcome = train(job, events, should_stop)
-    return land(store, run, spec, compiled, outcome, counts, reporter, should_stop)
+    landed = land(store, run, spec, compiled, outcome, counts, reporter, should_stop)
+    del compiled, job, outcome
+    heap.give_back()  # the exam loads the stack anew
+    return landed
 
 
 def job_of(
-    store: Store, run: runs.Run, spec: runs.RunSpec, compiled: Compiled
+    store: Store,
+    run: runs.Run,
+    spec: runs.RunSpec,
+    compiled: Compiled,
+    rows: fitting.Rows | None = None,
 ) -> tuple[Job, EncodeReport]:
-    """A run over a compiled stack: its rows encoded, the factors that it starts from.
+    """A run over a compiled stack: its rows (encoded here, unless given) and the factors that it
+    starts from.
 
     Raises DataError, UsageError for unknown targets and ranks of none.
     """
     recipe = spec.recipe
-    train_set = encode_all(
-        run.rows(runs.TRAIN_ROWS),
-        compiled.format,
-        max_length=recipe.max_length,
-        overlong=recipe.overlong,
-    )
-    if not train_set.rows:
-        raise DataError(
-            f"none of {train_set.report.rows} rows leaves a token to learn",
-            hint="raise max_length, lower held_out, or give rows with answers",
-        )
-    looked_at = run.rows(runs.HELD_ROWS)[: recipe.eval_rows]
-    eval_set = encode_all(
-        looked_at, compiled.format, max_length=recipe.max_length, overlong="truncate"
-    )
+    rows = rows or rows_of(store, run, spec, compiled.format, compiled.stack)
     linears = families.select(compiled.linears, recipe.targets)
     if recipe.ranks:
         families.module_ranks(linears, recipe.rank, recipe.ranks)  # faults before any training
     job = Job(
         model=compiled.model,
         linears=linears,
-        rows=train_set.rows,
-        rehearsal=_pools(store, run, spec, compiled),
-        eval_rows=eval_set.rows,
+        rows=rows.train.rows,
+        rehearsal=_pools(spec, rows),
+        eval_rows=rows.held,
         recipe=recipe,
         pad_id=compiled.pad_id,
         directory=run.directory,
         resume_with=spec.part_of or f"lamina train --resume {run.id}",
         start=None if spec.start is None else stored_factors(store, spec.start),
     )
-    return job, train_set.report
+    return job, rows.train.report
 
 
-def _pools(store: Store, run: runs.Run, spec: runs.RunSpec, compiled: Compiled) -> tuple[Pool, ...]:
+def rows_of(
+    store: Store, run: runs.Run, spec: runs.RunSpec, chat: ChatFormat, beneath: ResolvedStack
+) -> fitting.Rows:
+    """A run's rows, encoded. Raises DataError."""
+    recipe = spec.recipe
+    train_set = encode_all(
+        run.rows(runs.TRAIN_ROWS), chat, max_length=recipe.max_length, overlong=recipe.overlong
+    )
+    if not train_set.rows:
+        raise DataError(
+            f"none of {train_set.report.rows} rows leaves a token to learn",
+            hint="raise max_length, lower held_out, or give rows with answers",
+        )
+    old = run.rows(runs.REHEARSAL_ROWS)
+    own = len(rehearsal.of_layers(store, beneath.layers))
+    looked_at = run.rows(runs.HELD_ROWS)[: recipe.eval_rows]
+    held, older, parents = (
+        encode_all(some, chat, max_length=recipe.max_length, overlong="truncate").rows
+        for some in (looked_at, old[own:], old[:own])
+    )
+    return fitting.Rows(train_set, held, older, parents)
+
+
+def _pools(spec: runs.RunSpec, rows: fitting.Rows) -> tuple[Pool, ...]:
     """A run's old rows: those of the layer's own older versions, and those of the layers beneath.
 
     An update's recipe is about the first. The others keep the share that a new layer gives them,
     and teach what the stack says of them.
     """
-    recipe, rows = spec.recipe, run.rows(runs.REHEARSAL_ROWS)
-    beneath = len(rehearsal.of_layers(store, compiled.stack.layers))
-    older, parents = (
-        encode_all(some, compiled.format, max_length=recipe.max_length, overlong="truncate").rows
-        for some in (rows[beneath:], rows[:beneath])
-    )
+    recipe = spec.recipe
     taught: Taught = "labels" if recipe.rehearse == "labels" else "stack"
     by: dict[str, Taught] = {"updated": "stack", "distilled": "parents"}
     share = recipe.rehearsal
     if spec.origin == "updated":
         share = min(share, Recipe().rehearsal)
     return (
-        Pool(older, recipe.rehearsal, taught),
-        Pool(parents, share, by.get(spec.origin, taught)),
+        Pool(rows.older, recipe.rehearsal, taught),
+        Pool(rows.parents, share, by.get(spec.origin, taught)),
     )
 
 

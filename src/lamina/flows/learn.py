@@ -52,6 +52,8 @@ class Request:
     """Train although the same work has been done before."""
     stream: bool = False
     """Leave the base's weights in the store, also where they would fit into memory."""
+    memory: int | None = None
+    """Bytes that training may take; None: what the machine has."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ def _spec(
         accept_regression=request.accept_regression,
         force=request.force,
         stream=request.stream,
+        memory=request.memory,
     )
 
 

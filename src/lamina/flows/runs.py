@@ -82,6 +82,8 @@ class RunSpec(Value):
     """Layer whose factors training starts from; None starts fresh."""
     supersedes: Digest | None = None
     layer_sources: tuple[StackedLayer, ...] = ()
+    memory: int | None = None
+    """Bytes that training may take; None: what the machine has."""
     part_of: str | None = None
     """The command that this run is a part of: it names the result, `--resume` does not."""
     key: Digest | None = None
@@ -159,6 +161,12 @@ class Run:
         changed = self.spec.model_copy(update=now)
         if changed != self.spec:
             atomic_write(self.directory / SPEC, changed.to_bytes())
+
+    def resolve(self, recipe: Recipe) -> RunSpec:
+        """Record the recipe as it was settled before the first step."""
+        spec = self.spec.model_copy(update={"recipe": recipe})
+        atomic_write(self.directory / SPEC, spec.to_bytes())
+        return spec
 
     def finish(self, result: RunResult) -> None:
         """Record the result, then drop rows and state."""

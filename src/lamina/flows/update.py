@@ -15,7 +15,7 @@ from lamina.core.digest import Digest, digest_bytes, short
 from lamina.core.errors import UsageError
 from lamina.core.manifests import ExamSpec, StackedLayer
 from lamina.core.names import LATEST, Name, parse_reference
-from lamina.core.recipe import Recipe, ScorerName
+from lamina.core.recipe import AS_IT_FITS, Recipe, ScorerName
 from lamina.core.report import Reporter
 from lamina.data import seen
 from lamina.data.example import Example
@@ -58,6 +58,8 @@ class Request:
     author: str | None = None
     accept_regression: str | None = None
     force: bool = False
+    memory: int | None = None
+    """Bytes that training may take; None: what the machine has."""
 
 
 @dataclass(frozen=True)
@@ -212,8 +214,11 @@ def recipe_of(layer: ResolvedLayer, request: Request) -> Recipe:
             f"an update keeps the layer's {', '.join(wrong)}",
             hint="train a new layer, or squash it afterwards: lamina squash --rank",
         )
-    opened = {"steps": None, "stop_after": None, "warmup_steps": None, "schedule": None}
+    opened: dict[str, object] = {
+        "steps": None, "stop_after": None, "warmup_steps": None, "schedule": None,
+    }  # fmt: skip
     own = {"rehearsal": REHEARSAL, "protect": PROTECT}
+    opened |= AS_IT_FITS
     return Recipe.parse(old | opened | own | fixed | changes, "the recipe of the update")
 
 
@@ -374,6 +379,7 @@ def _spec(
         private=parts.private,
         accept_regression=request.accept_regression,
         force=request.force,
+        memory=request.memory,
         origin="updated",
         start=layer.digest,
         supersedes=older,

@@ -27,6 +27,7 @@ _ASIDE = {
     "part_of",
     "key",
     "stream",
+    "memory",
 }
 """What decides when, where and under which name a layer is made, but not which one."""
 _LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "jinja2", "bitsandbytes")

@@ -23,9 +23,11 @@ _long = ctypes.c_long
 _float = ctypes.c_float
 
 
-def norm(x_NC: Tensor, weight_C: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def norm(
+    x_NC: Tensor, weight_C: Tensor, eps: float, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """See `reference.norm`."""
-    y_NC, rstd_N = torch.empty_like(x_NC), torch.empty(len(x_NC))
+    y_NC, rstd_N = torch.empty_like(x_NC) if out is None else out, torch.empty(len(x_NC))
     n, c = x_NC.shape
     library().norm_forward(
         _at(x_NC), _at(weight_C), _at(y_NC), _at(rstd_N), _long(n), _long(c), _float(eps)
@@ -67,10 +69,10 @@ def _cut(qkv_NW: Tensor, heads: Heads) -> tuple[ctypes.c_long, ...]:
     return tuple(map(_long, sizes))
 
 
-def swiglu(gu_NF: Tensor) -> Tensor:
+def swiglu(gu_NF: Tensor, out: Tensor | None = None) -> Tensor:
     """See `reference.swiglu`."""
     n, f = len(gu_NF), gu_NF.shape[1] // 2
-    h_NF = gu_NF.new_empty(n, f)
+    h_NF = gu_NF.new_empty(n, f) if out is None else out
     library().swiglu_forward(_at(gu_NF), _at(h_NF), _long(n), _long(f))
     return h_NF
 

@@ -17,11 +17,20 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def norm(x_NC: Tensor, weight_C: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """y = w x / rms(x), in x's dtype, and 1 / rms(x) (N,) wide (RMSNorm, arXiv:1910.07467)."""
+def norm(
+    x_NC: Tensor, weight_C: Tensor, eps: float, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """y = w x / rms(x), in x's dtype, and 1 / rms(x) (N,) wide (RMSNorm, arXiv:1910.07467).
+
+    y is written into `out` where it is given.
+    """
     wide_NC = _wide(x_NC)
     rstd_N = torch.rsqrt(wide_NC.square().mean(-1) + eps)
-    return (wide_NC * rstd_N[:, None] * weight_C).to(x_NC.dtype), rstd_N
+    return _written((wide_NC * rstd_N[:, None] * weight_C).to(x_NC.dtype), out), rstd_N
+
+
+def _written(result: Tensor, out: Tensor | None) -> Tensor:
+    return result if out is None else out.copy_(result)
 
 
 def norm_backward(
@@ -69,10 +78,10 @@ def _by_head(weights: tuple[Tensor, Tensor], heads: Heads) -> Tensor:
     return torch.cat([queries.expand(heads.queries, -1), keys.expand(heads.keys, -1)])
 
 
-def swiglu(gu_NF: Tensor) -> Tensor:
-    """(N, 2F): g beside u -> (N, F): silu(g) u (arXiv:2002.05202)."""
+def swiglu(gu_NF: Tensor, out: Tensor | None = None) -> Tensor:
+    """(N, 2F): g beside u -> (N, F): silu(g) u (arXiv:2002.05202), into `out` where given."""
     g, u = _wide(gu_NF).chunk(2, dim=-1)
-    return (g * torch.sigmoid(g) * u).to(gu_NF.dtype)
+    return _written((g * torch.sigmoid(g) * u).to(gu_NF.dtype), out)
 
 
 def swiglu_backward(gu_NF: Tensor, gh_NF: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lamina.bases.supplied import SuppliedLinear
+from lamina.core import heap
 from lamina.core.errors import LayerError
 from lamina.lowrank.linear import LowRankLinear
 from lamina.lowrank.maths import Factors, LayerFactors, fold
@@ -136,6 +137,8 @@ def fold_into(linears: Mapping[str, nn.Linear], layer: LayerFactors) -> None:
             continue
         folded = fold(linear.weight.data, [factors])
         linear.weight = nn.Parameter(folded, requires_grad=False)
+        del folded
+        heap.give_back()  # the old weight, before the next one needs as much
 
 
 def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:

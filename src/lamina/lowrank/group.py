@@ -66,16 +66,30 @@ class Group:
         """Take the factors as they stand, rounded to the weight's dtype."""
         if not self.trained:
             return
-        dtype = self.weight_OI.dtype
-        self._parts, row, column = [], 0, 0
+        if self._a_RI is None:
+            self._a_RI, self._parts = self._buffers()
+        for _, ranks, update, b_OR in self._parts:
+            self._a_RI[ranks] = update.a.data
+            b_OR.copy_(update.b.data * update.scale)
+
+    def _buffers(self) -> tuple[Tensor, list[_Part]]:
+        """Where `load` puts the factors: made once, as new ones at every step would lie scattered
+        among the activations and keep the heap from closing up."""
+        parts: list[_Part] = []
+        row = column = 0
         for out, update in zip(self.outs, self.updates, strict=True):
             if update is not None:
                 outs, ranks = slice(row, row + out), slice(column, column + len(update.a))
-                b_OR = (update.b.data * update.scale).to(dtype)
-                self._parts.append(_Part(outs, ranks, update, b_OR))
+                b_OR = self.weight_OI.new_empty(update.b.shape)
+                parts.append(_Part(outs, ranks, update, b_OR))
                 column = ranks.stop
             row += out
-        self._a_RI = torch.cat([part.update.a.data for part in self._parts]).to(dtype)
+        inputs = parts[0].update.a.shape[1]
+        return self.weight_OI.new_empty(column, inputs), parts
+
+    def narrow(self, x_NI: Tensor) -> Tensor | None:
+        """u = x A^T (N, R); None without an update."""
+        return None if self._a_RI is None else x_NI @ self._a_RI.T
 
     def forward(
         self, x_NI: Tensor, residual_NO: Tensor | None = None
@@ -87,9 +101,9 @@ class Group:
             y_NO = torch.addmm(residual_NO, x_NI, self.weight_OI.T)
             if self.bias_O is not None:
                 y_NO += self.bias_O
-        if self._a_RI is None:
+        u_NR = self.narrow(x_NI)
+        if u_NR is None:
             return y_NO, None
-        u_NR = x_NI @ self._a_RI.T
         for outs, ranks, _, b_OR in self._parts:
             y_NO[:, outs].addmm_(u_NR[:, ranks], b_OR.T)
         return y_NO, u_NR

@@ -16,6 +16,7 @@ from torch import nn
 from lamina.bases import families
 from lamina.bases.load import load, load_tokenizer, too_large
 from lamina.bases.supplied import SuppliedLinear
+from lamina.core import heap
 from lamina.core.errors import LayerError
 from lamina.core.files import atomic_directory
 from lamina.core.manifests import Descriptor, LayerConfig
@@ -65,6 +66,7 @@ def compile_stack(
     into the memory at hand.
     Raises LayerError listing every fault of every layer, CorruptBlobError, BaseError.
     """
+    heap.give_back()  # what an earlier stack left: reading takes memory elsewhere
     directory = base_directory(store, stack.base)
     if stream is None:
         packed = stack.base_config.quantised is not None
@@ -85,6 +87,7 @@ def compile_stack(
     if wide:
         for parameter in loaded.model.parameters():  # not buffers: rotary tables stay float32
             parameter.data = parameter.data.to(dtype)
+    heap.give_back()  # what reading and folding left in the middle of the heap
     pad_id = loaded.tokenizer.pad_token_id
     return Compiled(
         stack=stack,

@@ -4,8 +4,10 @@ Tensors as safetensors, the rest as JSON in its metadata; no pickle. The file ca
 its own tensors and state, so a flipped byte is found before it is trained on.
 """
 
+import errno
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ from torch import Tensor
 
 from lamina.core.digest import canonical_json
 from lamina.core.errors import TrainError
-from lamina.core.files import atomic_write
+from lamina.core.files import atomic_path
 from lamina.core.values import Value
 
 FILE = "state.safetensors"
+_OS_ERROR = re.compile(r"os error (\d+)")
 
 
 class Progress(Value):
@@ -53,7 +56,17 @@ def save(directory: Path, progress: Progress, tensors: dict[str, Tensor]) -> Non
     text = progress.to_bytes().decode()
     tensors = {key: value.cpu() for key, value in tensors.items()}
     metadata = {"progress": text, "digest": _digest(text, tensors)}
-    atomic_write(directory / FILE, safetensors.torch.save(tensors, metadata=metadata))
+    with atomic_path(directory / FILE) as path:  # from where the tensors lie: no copy of them
+        try:
+            safetensors.torch.save_file(tensors, path, metadata=metadata)
+        except safetensors.SafetensorError as error:
+            raise _system_error(error) from error
+
+
+def _system_error(error: Exception) -> OSError:
+    """What the system said, which safetensors passes on as text only."""
+    found = _OS_ERROR.search(str(error))
+    return OSError(int(found[1]) if found else errno.EIO, str(error))
 
 
 def load(directory: Path) -> tuple[Progress, dict[str, Tensor]] | None:

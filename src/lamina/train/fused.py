@@ -3,8 +3,8 @@
 What transformers' own modules do, with the products of linears that read one tensor made one, no
 padding, no sequence seeing another, and everything between the products in `lamina.kernels`. A
 layer keeps its input, queries/keys/values, attention, and the MLP's two products; the rest is
-computed again in the backward. Only for decoders of the plain kind (`why_not`); before it is used
-it is compared with the model's own forward.
+computed again in the backward. With checkpointing it keeps its input alone. Only for decoders of
+the plain kind (`why_not`); before it is used it is compared with the model's own forward.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lamina.bases.families import backbone
+from lamina.core import heap
 from lamina.kernels.choose import chosen
 from lamina.kernels.sizes import Heads, Places
 from lamina.lowrank.group import Group
@@ -29,6 +30,9 @@ FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
 TOLERANCE = {torch.bfloat16: 3e-2, torch.float32: 1e-4, torch.float64: 1e-5}
 """Largest difference to the model's own layers on the check's sequences (`_difference`); models
 take their norms in float32, whatever their dtype."""
+FILLED = 32
+"""Tokens are filled up to a multiple of it. torch's CPU products keep code for every number of
+rows that they have met: half a MB and more a product, a thousand of them."""
 _PROBE = (3, 17)
 """Lengths of the check's sequences."""
 
@@ -60,6 +64,17 @@ class _Layer:
         return any(group.trained for group in self.groups)
 
 
+class _Room(NamedTuple):
+    """Where what only one product reads is written, layer after layer. Made anew at each layer it
+    would leave a hole beside what is kept, which the next one of the same size does not fit (glibc
+    before 2.38 asks for more than it needs when it aligns)."""
+
+    normed: Tensor | None
+    """(N, C)."""
+    h: Tensor | None
+    """(N, F)."""
+
+
 class _Kept(NamedTuple):
     """What a layer's backward needs of its forward."""
 
@@ -76,9 +91,26 @@ class _Kept(NamedTuple):
     us: tuple[Tensor | None, ...]
 
 
-def _forward(ops: ModuleType, layer: _Layer, x_NC: Tensor, places: Places) -> tuple[Tensor, _Kept]:
+def _forward(
+    ops: ModuleType, layer: _Layer, x_NC: Tensor, places: Places, room: _Room
+) -> tuple[Tensor, _Kept]:
     """x + attention(norm(x)), then + mlp(norm(that)). Mutates nothing that it is given."""
-    normed, rstd_in = ops.norm(x_NC, layer.norm_in, layer.eps)
+    kept, h_NF = _until_down(ops, layer, x_NC, places, room)
+    y_NC, u_down = layer.down.forward(h_NF, kept.mid)
+    return y_NC, kept._replace(us=(*kept.us, u_down))
+
+
+def _again(ops: ModuleType, layer: _Layer, x_NC: Tensor, places: Places, room: _Room) -> _Kept:
+    """What `_forward` kept, to the bit, from the layer's input."""
+    kept, h_NF = _until_down(ops, layer, x_NC, places, room)
+    return kept._replace(us=(*kept.us, layer.down.narrow(h_NF)))
+
+
+def _until_down(
+    ops: ModuleType, layer: _Layer, x_NC: Tensor, places: Places, room: _Room
+) -> tuple[_Kept, Tensor]:
+    """All of a layer but its last product: what is kept so far, and what that product reads."""
+    normed, rstd_in = ops.norm(x_NC, layer.norm_in, layer.eps, room.normed)
     qkv, u_qkv = layer.qkv.forward(normed)
     raw = None
     if layer.head_norms is not None:
@@ -87,22 +119,29 @@ def _forward(ops: ModuleType, layer: _Layer, x_NC: Tensor, places: Places) -> tu
         ops.rotate(qkv, places, layer.heads)
     attended, lse = ops.attention(qkv, places, layer.heads)
     mid, u_out = layer.out.forward(attended, x_NC)
-    normed, rstd_mid = ops.norm(mid, layer.norm_mid, layer.eps)
+    normed, rstd_mid = ops.norm(mid, layer.norm_mid, layer.eps, room.normed)
     gu, u_up = layer.up.forward(normed)
-    y_NC, u_down = layer.down.forward(ops.swiglu(gu), mid)
-    us = (u_qkv, u_out, u_up, u_down)
-    return y_NC, _Kept(x_NC, rstd_in, raw, qkv, attended, lse, mid, rstd_mid, gu, us)
+    us = (u_qkv, u_out, u_up)
+    kept = _Kept(x_NC, rstd_in, raw, qkv, attended, lse, mid, rstd_mid, gu, us)
+    return kept, ops.swiglu(gu, room.h)
 
 
 def _backward(
-    ops: ModuleType, layer: _Layer, kept: _Kept, g_NC: Tensor, places: Places, *, need_dx: bool
+    ops: ModuleType,
+    layer: _Layer,
+    kept: _Kept,
+    g_NC: Tensor,
+    places: Places,
+    room: _Room,
+    *,
+    need_dx: bool,
 ) -> Tensor | None:
     """dL/dx from dL/dy, into g itself; factors' gradients are added to. Uses up `kept`."""
     u_qkv, u_out, u_up, u_down = kept.us
     gh, v = layer.down.input_gradient(g_NC)
     h = ops.swiglu_backward(kept.gu, gh)  # gu is its own gradient from here on
     layer.down.add_gradients(h, u_down, g_NC, v)
-    normed, _ = ops.norm(kept.mid, layer.norm_mid, layer.eps)
+    normed, _ = ops.norm(kept.mid, layer.norm_mid, layer.eps, room.normed)
     gn, v = layer.up.input_gradient(kept.gu)
     layer.up.add_gradients(normed, u_up, kept.gu, v)
     ops.norm_backward(kept.mid, layer.norm_mid, kept.rstd_mid, gn, g_NC)
@@ -113,7 +152,7 @@ def _backward(
         ops.rotate(gq, places, layer.heads, back=True)
     if kept.raw_heads is not None:
         ops.head_norm_backward(kept.raw_heads, layer.head_norms, gq, layer.heads)
-    normed, _ = ops.norm(kept.x, layer.norm_in, layer.eps)
+    normed, _ = ops.norm(kept.x, layer.norm_in, layer.eps, room.normed)
     if not need_dx:
         layer.qkv.add_gradients(normed, u_qkv, gq)
         return None
@@ -124,30 +163,50 @@ def _backward(
 
 
 class _LayerFunction(torch.autograd.Function):
-    """One decoder layer. Gradients of factors go past autograd, straight into their `.grad`."""
+    """One decoder layer. Gradients of factors go past autograd, straight into their `.grad`.
+
+    With checkpointing only the input is kept (arXiv:1604.06174, a segment a layer).
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x_NC: Tensor, ops: ModuleType, layer: _Layer, places: Places, need_dx: bool
+        ctx: Any,
+        x_NC: Tensor,
+        ops: ModuleType,
+        layer: _Layer,
+        places: Places,
+        room: _Room,
+        need_dx: bool,
+        checkpointing: bool,
     ) -> Tensor:
-        y_NC, kept = _forward(ops, layer, x_NC, places)
-        ctx.kept, ctx.given = kept, (ops, layer, places, need_dx)
+        y_NC, kept = _forward(ops, layer, x_NC, places, room)
+        ctx.kept = x_NC if checkpointing else kept
+        ctx.given = ops, layer, places, room, need_dx
         return y_NC
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_NC: Tensor) -> tuple[Tensor | None, ...]:
-        ops, layer, places, need_dx = ctx.given
+        ops, layer, places, room, need_dx = ctx.given
         kept, ctx.kept = ctx.kept, None
-        gx = _backward(ops, layer, kept, g_NC.contiguous(), places, need_dx=need_dx)
-        return gx, None, None, None, None
+        if isinstance(kept, Tensor):
+            kept = _again(ops, layer, kept, places, room)
+        gx = _backward(ops, layer, kept, g_NC.contiguous(), places, room, need_dx=need_dx)
+        return gx, None, None, None, None, None, None
 
 
 class FusedDecoder:
     """A model's decoder, with whatever is attached to its linears, over packed rows."""
 
-    def __init__(self, model: nn.Module, ops: ModuleType, layers: tuple[_Layer, ...]) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: nn.Module,
+        ops: ModuleType,
+        layers: tuple[_Layer, ...],
+        *,
+        checkpointing: bool = False,
+    ) -> None:
+        self.model, self.checkpointing = model, checkpointing
         self._ops, self._layers = ops, layers
         self._inner: Any = backbone(model)
         trained = [index for index, layer in enumerate(layers) if layer.trained]
@@ -169,8 +228,9 @@ class FusedDecoder:
         frozen, trained = self._layers[: self._first], self._layers[self._first :]
         with torch.no_grad():
             x_NC: Tensor = self._inner.embed_tokens(ids_N)
+            room = self._room(x_NC)
             for layer in frozen:
-                x_NC, _ = _forward(self._ops, layer, x_NC, places)
+                x_NC, _ = _forward(self._ops, layer, x_NC, places, room)
             for layer in trained:
                 for group in layer.groups:
                     group.load()
@@ -180,12 +240,19 @@ class FusedDecoder:
         for index, layer in enumerate(trained):
             if learning:
                 x_NC = _LayerFunction.apply(  # type: ignore[no-untyped-call]
-                    x_NC, self._ops, layer, places, index > 0
+                    x_NC, self._ops, layer, places, room, index > 0, self.checkpointing
                 )
             else:
-                x_NC, _ = _forward(self._ops, layer, x_NC, places)
+                x_NC, _ = _forward(self._ops, layer, x_NC, places, room)
         chosen_NC: Tensor = self._inner.norm(x_NC.index_select(0, positions))
         return chosen_NC
+
+    def _room(self, x_NC: Tensor) -> _Room:
+        if x_NC.device.type != "cpu":
+            return _Room(None, None)  # allocators of other devices keep blocks by size
+        config: Any = self.model.config
+        wide = config.intermediate_size
+        return _Room(torch.empty_like(x_NC), x_NC.new_empty(len(x_NC), wide))
 
     def _places(self, ids_N: Tensor, starts_S: Tensor) -> Places:
         """Each token's place in its own sequence, as the model's rotary embedding has it."""
@@ -200,7 +267,8 @@ class FusedDecoder:
 
 
 def _packed(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids (N,) without padding, where rows start (B + 1,), and positions among the N."""
+    """Token ids (N,) without padding, where rows start, and positions among the N; N is a multiple
+    of FILLED."""
     width = batch.ids.shape[1]
     real_BT = torch.arange(width)[None] < batch.lengths[:, None]
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), batch.lengths.cumsum(0)])
@@ -208,12 +276,17 @@ def _packed(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         batch.positions
         + (starts[:-1] - torch.arange(len(batch.lengths)) * width)[batch.row_of_target]
     )
-    return batch.ids[real_BT], starts, positions
+    ids_N = batch.ids[real_BT]
+    if filler := -len(ids_N) % FILLED:  # a sequence of its own, behind all others, without targets
+        ids_N = torch.cat([ids_N, ids_N.new_zeros(filler)])
+        starts = torch.cat([starts, starts[-1:] + filler])
+    return ids_N, starts, positions
 
 
-def fuse(model: nn.Module) -> tuple[FusedDecoder | None, str]:
+def fuse(model: nn.Module, *, checkpointing: bool = False) -> tuple[FusedDecoder | None, str]:
     """The fused decoder of a model as it stands, or None and why it cannot be had.
 
+    `checkpointing`: keep each layer's input only, and compute the layer again in the backward.
     Linears that read one tensor get their weights side by side (the bytes stay the same). Where
     the native kernels are missing, the second value says why, beside the decoder.
     """
@@ -232,8 +305,11 @@ def fuse(model: nn.Module) -> tuple[FusedDecoder | None, str]:
     channels = (config.hidden_size, config.intermediate_size)
     ops, missing = chosen(weight.dtype, weight.device, channels, heads.size)
     grouped = partial(group_of, scratch=Scratch(), like=weight.data)
-    layers = tuple(_layer(each, heads, grouped) for each in inner.layers)
-    decoder = FusedDecoder(model, ops, layers)
+    layers = []
+    for each in inner.layers:
+        layers.append(_layer(each, heads, grouped))
+        heap.give_back()  # the weights as they lay before: holes that nothing of their size fits
+    decoder = FusedDecoder(model, ops, tuple(layers), checkpointing=checkpointing)
     difference = _difference(decoder)
     if not difference <= TOLERANCE[weight.dtype]:
         return None, f"its layers differ from the model's own by {difference:.1e}"
@@ -288,7 +364,7 @@ def _difference(decoder: FusedDecoder) -> float:
     rows = [((torch.arange(n) * 7919 + n) % vocabulary).to(device) for n in _PROBE]
     xs, last_NC = _own_states(inner, rows)
     starts = torch.tensor([0, *_PROBE]).cumsum(0)
-    places = decoder._places(torch.cat(rows), starts)
+    places, room = decoder._places(torch.cat(rows), starts), decoder._room(xs[0])
     found = [
         _apart(inner.embed_tokens(torch.cat(rows)), xs[0], xs[0] * 0),
         _apart(inner.norm(xs[-1]), last_NC, last_NC * 0),
@@ -296,7 +372,7 @@ def _difference(decoder: FusedDecoder) -> float:
     for layer, x_NC, y_NC in zip(decoder._layers, xs, xs[1:], strict=False):
         for group in layer.groups:
             group.load()
-        found.append(_apart(_forward(decoder._ops, layer, x_NC, places)[0], y_NC, x_NC))
+        found.append(_apart(_forward(decoder._ops, layer, x_NC, places, room)[0], y_NC, x_NC))
     return float(torch.stack(found).max())  # nan where any is
 
 

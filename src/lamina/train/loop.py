@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from lamina.core import heap
 from lamina.core.errors import TrainError, TrainInterrupted
 from lamina.lowrank.attach import Attachment
 from lamina.tokens.batch import Batch, collate
@@ -22,6 +23,7 @@ from lamina.train.fused import FusedDecoder, fuse
 from lamina.train.job import Job, Outcome, fresh_factors
 from lamina.train.objective import SoftTargets, token_losses, worst_of_rows
 from lamina.train.optimiser import Optimiser
+from lamina.train.passes import backward
 from lamina.train.plan import Plan
 from lamina.train.protect import Guard, directions
 from lamina.train.rehearse import Pool
@@ -51,9 +53,11 @@ def train(job: Job, events: EventLog, should_stop: Callable[[], bool] = lambda: 
     """
     if not job.rows:
         raise TrainError("no rows to train on", hint="lower --held-out, or give more data")
-    start = job.start or fresh_factors(job.linears, job.recipe)
     parents = {pool: _said(job, pool) for pool in job.rehearsal if pool.taught == "parents"}
+    # copied into the attachment: what is given goes on to be held by nobody
+    start = job.start or fresh_factors(job.linears, job.recipe)
     attachment = Attachment(job.model, start, job.linears)
+    del start
     try:
         return _Run(job, attachment, events, parents).go(should_stop)
     finally:
@@ -73,12 +77,12 @@ class _Run:
         self.sitting_started = time.perf_counter()
         self.job, self.recipe, self.attachment, self.events = job, job.recipe, attachment, events
         self.flat = attachment.flat
-        decoder, self.why = fuse(job.model)
+        decoder, self.why = fuse(job.model, checkpointing=self.recipe.checkpointing)
         self.model = decoder or job.model
         self.kernels = decoder.kernels if decoder else "none"
         self.guard = self._guarded()
-        self.start = self.flat.data.clone()
-        self.best = self.start.clone()
+        self.best = self.flat.data.clone()
+        self.start = self.best.clone() if self.recipe.drift else None
         self.rows = (*job.rows, *job.old_rows)
         self.optimiser = Optimiser(attachment, self.recipe)
         self.said: list[SoftTargets | None] = [None] * len(job.rows)
@@ -93,6 +97,7 @@ class _Run:
         self.seconds_before = 0.0
         self.last_save = time.perf_counter()
         self._restore()
+        heap.give_back()  # what loading and joining weights left in the middle of the heap
 
     def _guarded(self) -> Guard | None:
         """What keeps the update off the inputs of old rows, where the recipe asks for it."""
@@ -104,7 +109,7 @@ class _Run:
             self.attachment.modules,
             job.old_rows,
             recipe.protect,
-            recipe.batch_tokens,
+            recipe.at_once,
             job.pad_id,
             recipe.seed,
         )
@@ -230,28 +235,32 @@ class _Run:
         progress = self.progress
         began = time.perf_counter()
         chosen = self.plan.batch(progress.step)
-        batch = collate([self.rows[index] for index in chosen], self.job.pad_id)
-        soft = mixed(batch, [self.said[index] for index in chosen])
+        rows = [self.rows[index] for index in chosen]
+        said = [self.said[index] for index in chosen]
         place = self.plan.position(progress.step)
         rate = learning_rate(self.recipe, place, progress.steps, progress.warmup)
         self.attachment.zero_grad()
-        losses_N = token_losses(self.model, batch, soft)
-        loss = losses_N.mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        loss = loss.detach()
+        loss, worst_B = backward(
+            self.model,
+            rows,
+            said,
+            self.job.pad_id,
+            self.recipe.at_once,
+            checkpointing=self.recipe.checkpointing,
+        )
         if self.plan.selects:
-            self.plan.visited(chosen, worst_of_rows(losses_N.detach(), batch, soft))
+            self.plan.visited(chosen, worst_B)
         if self.guard is not None:
             self.guard.before_step()
         norm = torch.nn.utils.clip_grad_norm_([self.flat], self.recipe.clip)
         finite = bool(torch.isfinite(loss)) and bool(torch.isfinite(norm))
         if finite:
             self.optimiser.step(rate)
-            if self.recipe.drift:
+            if self.start is not None:
                 self.flat.data.lerp_(self.start, min(1.0, rate * self.recipe.drift))
             if self.guard is not None:
                 self.guard.after_step()
-        tokens = int(batch.lengths.sum())
+        tokens = sum(map(len, rows))
         self._update(
             step=progress.step + 1,
             tokens=progress.tokens + tokens,
@@ -374,6 +383,7 @@ class _Run:
         self.events.emit(
             "done", step=progress.step, best_step=self.progress.best_step, loss=progress.best_loss
         )
+        del self.optimiser  # its moments, before the factors are copied: this sitting is over
         return Outcome(self.attachment.factors(self.best), recipe, self.progress, self.kernels)
 
 
@@ -381,14 +391,14 @@ def _said(job: Job, pool: Pool) -> Sequence[SoftTargets | None]:
     """What the model says of a pool's rows as it is; None for rows whose labels are learned."""
     if not pool.share or pool.taught == "labels":
         return [None] * len(pool.rows)
-    return sayings(job.model, pool.rows, job.recipe.batch_tokens, job.pad_id)
+    return sayings(job.model, pool.rows, job.recipe.at_once, job.pad_id)
 
 
 def _eval_batches(job: Job) -> list[Batch]:
     if not job.eval_rows:
         return []
     lengths = [len(row.ids) for row in job.eval_rows]
-    plan = plan_batches(lengths, job.recipe.batch_tokens, seed=0, epoch=0)
+    plan = plan_batches(lengths, job.recipe.at_once, seed=0, epoch=0)
     return [collate([job.eval_rows[i] for i in batch], job.pad_id) for batch in plan]
 
 

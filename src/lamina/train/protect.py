@@ -89,7 +89,7 @@ def directions(
                 grams[name] = x_NI.new_zeros(x_NI.shape[1], x_NI.shape[1])
             grams[name].addmm_(x_NI.T, x_NI)
     found = {
-        name: main_directions(gram, energy, derive(seed, "protect", name))
-        for name, gram in sorted(grams.items())
+        name: main_directions(grams.pop(name), energy, derive(seed, "protect", name))
+        for name in sorted(grams)
     }
     return {name: found[leader[name]].clone() for name in leader}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lamina.core.manifests import DataFingerprint
-from lamina.core.recipe import Recipe
+from lamina.core.recipe import AS_IT_FITS, Recipe
 from lamina.data import seen
 from lamina.data.example import Example
 from lamina.data.readers.chat import CHAT
@@ -32,6 +32,7 @@ def opened(store: Store, layer: ResolvedLayer) -> Recipe:
         "steps": None,
         "stop_after": None,
         "warmup_steps": None,
+        **AS_IT_FITS,
     }
     if any(each.config.origin == "updated" for each in trainings(store, layer)[0]):
         values |= Recipe().model_dump(include={"rehearsal", "rehearse", "protect"})

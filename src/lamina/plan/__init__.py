@@ -1,0 +1,1 @@
+"""What work will take before it is begun: memory. Pure formulas over shapes; no torch."""
