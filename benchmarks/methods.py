@@ -1,13 +1,15 @@
 """Methods of training a layer beside plain LoRA, at equal time: same rows, parameters and loop.
 
-Each method is tuned on its own: plain LoRA's peak rate over three values and further while the
-best is at an edge; every other method's over two around plain's best, and a third past the better
-one. Time that a start takes is paid for in steps. Held-out loss a token on the same questions; the
-interval is of the paired difference to plain LoRA, each row's mean over the seeds. A method that
-is clearly worse with the first seed gets no second.
+Each method is tuned on its own: plain LoRA's peak rate over three values, every other method's over
+two around plain's best, and one more past the best where that is at an edge and clearly better; a
+rate that is still at an edge then (`tried`) is not tuned to an end. All take the same steps, which
+cost the same; where a method is better by that, the time that its start takes is paid for in steps,
+and it is judged by what is left. Held-out loss a token on the same questions, which the rates were
+picked by too; the interval is of the paired difference to plain LoRA, each row's mean over the
+seeds. A method that is clearly worse with the first seed gets no second.
 
-`dora` is measured with PEFT's layers on both sides, as lamina has none: the same bare loop, plain
-LoRA with as many more steps as its steps are faster.
+`dora` is measured with PEFT's layers on both sides, as lamina has none: the same bare loop, DoRA
+with as many fewer steps as its steps are slower, and once with as many.
 """
 
 import hashlib

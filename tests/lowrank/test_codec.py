@@ -73,6 +73,29 @@ def test_peft_reads_it_and_agrees(base, tmp_path, scaling, only):
     assert (ours - theirs).abs().max() / ours.abs().max() < 1e-5
 
 
+def test_scales_that_differ_at_one_rank(base, tmp_path):
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    loaded = load(base, dtype=torch.float32)
+    linears = families.linears(loaded.model)
+    layer = layer_over(linears, scale=2.0) | layer_over(linears, scale=0.5, only="q_proj")
+    config, weights = encode(layer, linears)
+    assert json.loads(config)["rank_pattern"] == {}
+    assert set(json.loads(config)["alpha_pattern"].values()) == {1.5}  # 0.5 x rank 3
+    back = codec.decode(config, weights)
+    assert {name: part.scale for name, part in back.items()} == {
+        name: part.scale for name, part in layer.items()
+    }
+    (tmp_path / codec.CONFIG_FILE).write_bytes(config)
+    (tmp_path / codec.WEIGHTS_FILE).write_bytes(weights)
+    fold_into(linears, layer)
+    ids = torch.arange(5, 25)[None]
+    ours = loaded.model(input_ids=ids).logits
+    theirs = peft.PeftModel.from_pretrained(load(base, dtype=torch.float32).model, tmp_path)(
+        input_ids=ids
+    ).logits
+    assert (ours - theirs).abs().max() / ours.abs().max() < 1e-5
+
+
 def test_layers_of_different_ranks_concatenate_into_one_peft_adapter(base, tmp_path):
     peft = pytest.importorskip("peft", reason="peft is not installed")
     loaded = load(base, dtype=torch.float32)
