@@ -13,7 +13,7 @@ from lamina.tokens.batch import collate
 from lamina.tokens.pack import plan_batches
 from lamina.train import checkpoint, loop
 from lamina.train.job import fresh_factors
-from lamina.train.loop import MOST_SKIPPED, mean_loss
+from lamina.train.loop import LEAST_JUDGES, MOST_SKIPPED, mean_loss
 from lamina.train.schedule import learning_rate, warmup_steps
 from tests.tolerance import TOLERANCE
 from tests.train.test_objective import reference
@@ -303,3 +303,20 @@ def test_warm_start(tmp_path):
     assert warm.progress.best_loss <= warm.progress.first_loss
     kept = {name: f.a_RI.clone() for name, f in first.factors.items()}
     assert all(torch.equal(first.factors[name].a_RI, a) for name, a in kept.items())
+
+
+# -- who judges ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("judges", [LEAST_JUDGES - 1, LEAST_JUDGES])
+def test_a_few_held_out_rows_do_not_choose_the_factors(tmp_path, judges):
+    """Held-out rows unlike the others: known best before anything is learned."""
+    few = rows(judges, seed=100)
+    outcome, events = run(job(tmp_path, steps=30, lr=0.1, eval_rows=few, eval_every=1, patience=2))
+    losses = [event["loss"] for event in events if event["event"] == "eval"]
+    progress = outcome.progress
+    decided = judges == LEAST_JUDGES
+    assert (progress.stopped == "patience") is decided
+    assert (progress.best_step < progress.step) is decided
+    assert min(losses) < losses[-1]
+    assert progress.best_loss == (min(losses) if decided else losses[-1])

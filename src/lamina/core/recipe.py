@@ -83,7 +83,8 @@ class Recipe(Value):
     eval_rows: Annotated[int, Field(ge=1)] = 32
     """Held-out rows looked at during training."""
     patience: Annotated[int, Field(ge=1)] | None = 4
-    """Stop after this many held-out losses in a row without a new best; None never stops early."""
+    """Stop after this many held-out losses in a row without a new best; None never stops early,
+    nor do fewer than four held-out rows."""
     rehearsal: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the training tokens that comes from the rehearsal sets of the layers beneath."""
     rehearse: Literal["parent", "labels"] = "parent"

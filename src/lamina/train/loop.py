@@ -37,6 +37,9 @@ from lamina.train.schedule import (
 from lamina.train.teach import mixed, sayings
 
 CHECKPOINT_SECONDS = 30.0
+LEAST_JUDGES = 4
+"""Held-out rows below which their loss is shown but decides nothing: of a few facts, the one that
+is held out may well be best known before anything is learned."""
 LOOK_TOKENS = 1024
 """Tokens in one forward without learning."""
 OVERTIME = 1.1
@@ -92,6 +95,8 @@ class _Run:
             self.said += parents[pool] if pool in parents else _said(job, pool)
         self.plan = Plan(self.recipe, self.rows, len(job.rows), job.rehearsal)
         self.eval_batches = _eval_batches(job)
+        # where known rows are left out an earlier state lacks old ones, of which they don't tell
+        self.judged = len(job.eval_rows) >= LEAST_JUDGES and not self.plan.selects
         self.eval_tokens = sum(len(row.ids) for row in job.eval_rows)
         self.progress = self._initial_progress()
         self.seconds_before = 0.0
@@ -217,8 +222,8 @@ class _Run:
         return steps is not None and self.plan.position(self.progress.step) >= steps
 
     def _out_of_patience(self) -> bool:
-        patience = None if self.plan.selects else self.recipe.patience
-        return patience is not None and self.progress.since_best >= patience
+        patience = self.recipe.patience
+        return self.judged and patience is not None and self.progress.since_best >= patience
 
     def _overtime(self) -> bool:
         """Whether the time limit is well past; at least one step is taken."""
@@ -313,7 +318,7 @@ class _Run:
     def evaluate(self) -> None:
         """Held-out loss; keep the factors when it is the best so far.
 
-        Without held-out rows, or where what is known is left out: the last.
+        With fewer than `LEAST_JUDGES`, or where what is known is left out: the last.
         """
         loss = mean_loss(self.model, self.eval_batches) if self.eval_batches else None
         progress = self.progress
@@ -321,16 +326,14 @@ class _Run:
             self._not_finite()
             return
         best = loss is None or progress.best_loss is None or loss < progress.best_loss
-        if self.plan.selects:  # an earlier state lacks old rows, of which held-out ones don't tell
-            best = True
-        if best:
+        if best or not self.judged:
             self.best.copy_(self.flat.data)
             self._update(best_step=progress.step, best_loss=loss, since_best=0)
         else:
             self._update(since_best=progress.since_best + 1)
         if progress.step == 0:
             self._update(first_loss=loss)
-        self.events.emit("eval", step=progress.step, loss=loss, best=best)
+        self.events.emit("eval", step=progress.step, loss=loss, best=best or not self.judged)
 
     def _not_finite(self) -> None:
         """A held-out loss that is no number: never the best, and hopeless before the first step."""
