@@ -33,7 +33,7 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def small(monkeypatch):
     """Memory that no base fits into."""
-    monkeypatch.setattr(loading, "at_hand", lambda: 1000)
+    monkeypatch.setattr(loading, "free", lambda: 1000)
 
 
 def test_the_layers_have_the_digests_of_those_trained_in_memory(trained):
@@ -79,7 +79,7 @@ def test_the_cost_is_said_before_the_first_step(trained, tmp_path):
 
 def test_a_base_that_does_not_fit_is_left_in_the_store_unasked(trained, tmp_path, monkeypatch):
     expected = trained_on_metals(trained[False], tmp_path, "here", Said())
-    monkeypatch.setattr(loading, "at_hand", lambda: 1000)
+    monkeypatch.setattr(loading, "free", lambda: 1000)
     said = Said()
     learn_there = trained_on_metals(trained[True], tmp_path, "here", said)
     assert any("stay in the store" in text for text in said.sentences)

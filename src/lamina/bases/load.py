@@ -50,6 +50,7 @@ def load(directory: Path, *, dtype: torch.dtype, stream: bool = False) -> Loaded
         raise BaseError(
             f"weights in {kind} are loaded whole", hint="leave out --stream, or use the plain base"
         )
+    model: Any
     if kind is not None:
         model = load_quantised(directory, kind, dtype=dtype)
     elif stream:
@@ -58,6 +59,8 @@ def load(directory: Path, *, dtype: torch.dtype, stream: bool = False) -> Loaded
         model = load_streamed(directory, dtype=dtype, cached=cached)
     else:
         model = _load_plain(directory, dtype)
+    # other libraries (peft, when it saves) ask the Hub about a model that has no path
+    model.name_or_path = model.config.name_or_path = str(directory)
     return LoadedBase(model, load_tokenizer(directory), config, directory)
 
 
