@@ -52,6 +52,8 @@ WARM = 2
 RATE, RANK, MAX_LENGTH = 3e-4, 16, 1024
 PATIENCE = 3
 """A contestant that has not reached the loss after so many times the tokens has missed it."""
+HELD = 16
+"""Rows that are asked for the loss."""
 BATCH = 8
 FILES = {"gsm8k": "train_gsm8k.jsonl", "dolly": "train_dolly_small.jsonl"}
 
@@ -321,7 +323,7 @@ def measure(base: Path, work: Path, given: Any) -> dict[str, Any]:
     examples: list[Example] = list(read([str(given.data / FILES[given.rows_of])]).examples)
     chat = ChatFormat(loaded.tokenizer)
     encoded = encode_all(examples[: given.rows], chat, max_length=MAX_LENGTH)
-    rows, held = list(encoded.rows[:-24]), list(encoded.rows[-24:])
+    rows, held = list(encoded.rows[:-HELD]), list(encoded.rows[-HELD:])
     if given.quick:
         rows, held = list(encoded.rows), list(encoded.rows[:4])
     write_rows(work / "rows.npz", rows)
