@@ -132,6 +132,12 @@ def _training(add: Callable[[str, str, Callable[[dict[str, Any]], str]], None]) 
             f"{r['memory_vs_trl']:.0%} ({r['peak_bytes']['lamina'] / 1e9:.1f} GB)"
         ),
     )
+    add(
+        "peak memory of training predicted before it starts, beside what it took: largest error, "
+        "configurations",
+        "memory",
+        lambda r: f"{r['worst_error']:.0%}, {len(r['configurations'])}",
+    )
 
 
 def _bases(add: Callable[[str, str, Callable[[dict[str, Any]], str]], None]) -> None:
