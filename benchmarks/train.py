@@ -76,6 +76,7 @@ class Clock:
         self.warm: tuple[int, float] | None = None
         self.losses: list[tuple[int, float, float]] = []
         self._asked = 0
+        self._over = False
 
     def step(self, tokens: int, seconds: float, loss: Callable[[], float]) -> bool:
         """Count a step; whether to stop. `loss` is asked now and then, off the clock."""
@@ -84,13 +85,14 @@ class Clock:
         )  # fmt: skip
         if self.steps == WARM:
             self.warm = self.tokens, self.spent
-        if self.every and self.tokens >= self._asked + self.every:
+        if self.every and not self._over and self.tokens >= self._asked + self.every:
             self._asked = self.tokens
             self.losses.append((self.tokens, round(self.spent, 2), loss()))
             say(f"{self.tokens} tokens, {self.spent:.0f} s: {self.losses[-1][2]:.4f}")
-            if self.losses[-1][2] <= self.until or self.tokens >= self.most:
-                return True
-        return self.warm is not None and self.spent - self.warm[1] >= self.seconds
+            self._over = self.losses[-1][2] <= self.until or self.tokens >= self.most
+        if self.warm is None or self.steps == WARM:  # there is no speed before that
+            return False
+        return self._over or self.spent - self.warm[1] >= self.seconds
 
     def result(self) -> dict[str, Any]:
         """Tokens a second after the warm-up, memory, losses."""
