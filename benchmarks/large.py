@@ -17,6 +17,7 @@ import ctypes
 import hashlib
 import json
 import mmap
+import re
 import resource
 import shutil
 import statistics
@@ -170,7 +171,8 @@ def child(home: Path, on: str, **options: Any) -> dict[str, Any]:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         last = [line.strip() for line in done.stderr.splitlines() if line.strip()][-4:]
-        return {"ended": f"exit {done.returncode}: {' | '.join(last)[:400]}"}
+        said = re.sub(r"(?:/[\w.-]+)+/", "", " | ".join(last))  # folders tell nothing elsewhere
+        return {"ended": f"exit {done.returncode}: {said[:400]}"}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
