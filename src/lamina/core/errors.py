@@ -15,6 +15,7 @@
     │   └── StoreBusyError (TimeoutError)    another process holds the lock
     ├── TrainError (RuntimeError)   training cannot go on
     │   └── TrainInterrupted        stopped on request; the run can be resumed
+    ├── BusyError (RuntimeError)    the engine takes no further request now
     ├── MissingPartError (ImportError)       an optional library is not installed
     └── CheckError (AssertionError) exit code 1: a check said no (parity, verify, reproduce)
         └── GateError               exit code 1: the gate said no
@@ -108,6 +109,10 @@ class TrainInterrupted(TrainError):
     """Training stopped on request; its message says how to resume."""
 
     exit_code = 130
+
+
+class BusyError(LaminaError, RuntimeError):
+    """The engine takes no further request now: its queue is full, or it is being shut down."""
 
 
 class MissingPartError(LaminaError, ImportError):
