@@ -1,5 +1,5 @@
-"""Compiling `cpu.cpp` for this machine, once: the library is kept under the digest of its source,
-the compiler and the flags, in the user's cache."""
+"""Compiling the C++ here for this machine, once: the library is kept under the digest of its
+sources, the compiler and the flags, in the user's cache."""
 
 import ctypes
 import os
@@ -14,7 +14,8 @@ import torch
 from lamina.core.digest import digest_json
 from lamina.core.version import __version__
 
-SOURCE = Path(__file__).with_name("cpu.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "decode.cpp"))
+HEADERS = (Path(__file__).with_name("simd.h"),)
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
 COMPILERS = ("c++", "g++", "clang++")
 SECONDS = 120
@@ -58,7 +59,8 @@ def _key(compiler: str) -> str:
     said = subprocess.run([compiler, "--version"], capture_output=True, timeout=SECONDS, check=True)
     cpu = Path("/proc/cpuinfo")
     flags = next((x for x in cpu.read_text().splitlines() if x.startswith("flags")), "")
-    parts = [SOURCE.read_text(), said.stdout.decode(), list(FLAGS), flags, __version__]
+    texts = [path.read_text() for path in (*SOURCES, *HEADERS)]
+    parts = [texts, said.stdout.decode(), list(FLAGS), flags, __version__]
     return digest_json(parts).removeprefix("sha256:")[:16]
 
 
@@ -68,7 +70,7 @@ def _compile(compiler: str, path: Path) -> None:
     handle, made = tempfile.mkstemp(dir=path.parent, suffix=".so")
     os.close(handle)
     try:
-        command = [compiler, *FLAGS, str(SOURCE), "-o", made]
+        command = [compiler, *FLAGS, *map(str, SOURCES), "-o", made]
         subprocess.run(command, capture_output=True, timeout=SECONDS, check=True)
         os.replace(made, path)
     finally:

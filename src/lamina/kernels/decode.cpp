@@ -1,0 +1,365 @@
+// One pass of a decoder over N rows (tokens) of many sequences, each with its own stack of layers:
+// the base's products once for all rows, each row's low-rank terms in the same accumulators, keys
+// and values in blocks. See lamina.serve.native for what the tables hold.
+//
+// Every number has one order of summation, whatever else is in the batch, however a prompt is cut
+// into chunks and whatever the number of threads: a row's answer is the same to the bit.
+//
+// Packed weights: panels of 32 outputs, a word holds two neighbours of the inputs: [O/32][I/2][32].
+#include "simd.h"
+
+namespace {
+const long TILE = 12;    // rows of a product's tile
+const long COLS = 32;    // outputs of a panel
+const long BLOCK = 32;   // tokens of a block of the cache
+const long QUERIES = 24; // queries of a tile of attention
+
+// y[m][0..31] = bias + sum over k of x[m][k] . w[k][0..31]
+template <int MR>
+INL void tile(const u32* x, long xs, const u32* w, long kp, const float* bias, float* c,
+              const char* ahead) {
+    __m512 a[MR], b[MR];
+    __m512 b0 = bias ? _mm512_loadu_ps(bias) : _mm512_setzero_ps();
+    __m512 b1 = bias ? _mm512_loadu_ps(bias + 16) : _mm512_setzero_ps();
+    for (int m = 0; m < MR; m++) a[m] = b0, b[m] = b1;
+    for (long k = 0; k < kp; k++) {
+        __m512i w0 = _mm512_loadu_si512(w + k * 32), w1 = _mm512_loadu_si512(w + k * 32 + 16);
+        _mm_prefetch(ahead + k * 128, _MM_HINT_T1);
+        _mm_prefetch(ahead + k * 128 + 64, _MM_HINT_T1);
+#pragma GCC unroll 16
+        for (int m = 0; m < MR; m++) {
+            __m512i s = _mm512_set1_epi32((int)x[m * xs + k]);
+            a[m] = _mm512_dpbf16_ps(a[m], (__m512bh)s, (__m512bh)w0);
+            b[m] = _mm512_dpbf16_ps(b[m], (__m512bh)s, (__m512bh)w1);
+        }
+    }
+    for (int m = 0; m < MR; m++) {
+        _mm512_store_ps(c + m * COLS, a[m]);
+        _mm512_store_ps(c + m * COLS + 16, b[m]);
+    }
+}
+void tiles(long rows, const u32* x, long xs, const u32* w, long kp, const float* bias, float* c,
+           const char* ahead) {
+    switch (rows) {
+#define CASE(n)                                       \
+    case n:                                           \
+        tile<n>(x, xs, w, kp, bias, c, ahead);        \
+        break;
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11)
+#undef CASE
+        default:
+            tile<12>(x, xs, w, kp, bias, c, ahead);
+    }
+}
+
+// A linear, or several that read one tensor.
+struct Linear {
+    const u32* w;       // packed
+    const float* bias;  // (O) or null
+    long in, out;
+    long members;       // 1 to 3
+    long ends[3];       // the members' last 16-column chunks + 1; gate and up: interleaved
+    bool interleaved;
+};
+// What a layer adds to one Linear.
+struct Update {
+    const u32* a;  // packed [I/2][ranks]; null: nothing
+    long ranks;    // of all members, each even, together filled up to a multiple of 16
+    struct {
+        long first, pairs;  // columns of u
+        const u32* b;       // [O/16][pairs][16]
+    } of[3];
+};
+const long LINEARS = 4, UPDATE_WORDS = 11;
+Update update_at(const int64_t* table, long layer, long linear) {
+    const int64_t* t = table + (layer * LINEARS + linear) * UPDATE_WORDS;
+    Update u;
+    u.a = (const u32*)t[0];
+    u.ranks = t[1];
+    for (long m = 0; m < 3; m++)
+        u.of[m].first = t[2 + 3 * m], u.of[m].pairs = t[3 + 3 * m],
+        u.of[m].b = (const u32*)t[4 + 3 * m];
+    return u;
+}
+// Rows of one tile that one layer is added to.
+struct Piece {
+    const int64_t* table;
+    long lo, hi;
+    u16* u;  // (hi - lo, ranks)
+};
+enum Finish { PLAIN, RESIDUAL, GATED, LOGITS };
+
+struct Pass {
+    long N, C, F, H, K, D, qkv_width;
+    float eps, scale;
+    const Piece* pieces;      // ordered by tile
+    const int64_t* piece_of;  // first piece of each tile, and the end
+    long piece_count;
+
+    // y = x W^T + updates, for all rows; shared by the threads of the region
+    void product(const Linear& l, long layer, long which, const u16* x, long N_, void* y, Finish how,
+                 bool updates) const {
+        const long panels = l.out / COLS, kp = l.in / 2, count = (N_ + TILE - 1) / TILE;
+        const long chunk = std::max(1L, panels / (8L * omp_get_num_threads()));
+        alignas(64) float c[TILE * COLS];
+#pragma omp for schedule(dynamic, chunk)
+        for (long p = 0; p < panels; p++) {
+            const u32* w = l.w + p * kp * COLS;
+            for (long t = 0; t < count; t++) {
+                long lo = t * TILE, rows = std::min(TILE, N_ - lo);
+                // the last tile of a panel finds the next panel's weights on their way
+                const char* ahead = (const char*)(t + 1 == count ? w + kp * COLS : w);
+                tiles(rows, (const u32*)(x + lo * l.in), kp, w, kp,
+                      l.bias ? l.bias + p * COLS : nullptr, c, ahead);
+                if (updates)
+                    for (long i = piece_of[t]; i < piece_of[t + 1]; i++)
+                        add(l, update_at(pieces[i].table, layer, which), pieces[i], p, lo, c);
+                finish(c, lo, rows, p, y, how, l.out);
+            }
+        }
+    }
+    static void add(const Linear& l, const Update& up_, const Piece& piece, long p, long lo,
+                    float* c) {
+        if (!up_.a) return;
+        for (long half = 0; half < 2; half++) {
+            long chunk = 2 * p + half, m = 0, local = chunk;
+            if (l.interleaved)
+                m = half, local = p;
+            else {
+                while (chunk >= l.ends[m]) m++;
+                if (m) local = chunk - l.ends[m - 1];
+            }
+            long pairs = up_.of[m].pairs;
+            if (!pairs) continue;
+            gemm(piece.hi - piece.lo, 16, pairs, (const u32*)piece.u + up_.of[m].first / 2,
+                 up_.ranks / 2, 1, up_.of[m].b + local * pairs * 16, 16,
+                 c + (piece.lo - lo) * COLS + half * 16, COLS, true);
+        }
+    }
+    void finish(const float* c, long lo, long rows, long p, void* y, Finish how, long out) const {
+        for (long r = 0; r < rows; r++) {
+            const float* s = c + r * COLS;
+            __m512 a = _mm512_load_ps(s), b = _mm512_load_ps(s + 16);
+            if (how == LOGITS) {
+                float* z = (float*)y + (lo + r) * out + p * COLS;
+                _mm512_storeu_ps(z, a);
+                _mm512_storeu_ps(z + 16, b);
+            } else if (how == GATED) {
+                u16* h = (u16*)y + (lo + r) * F + p * 16;
+                st(h, _mm512_mul_ps(_mm512_mul_ps(a, sigmoid(a)), b));
+            } else {
+                u16* z = (u16*)y + (lo + r) * out + p * COLS;
+                if (how == RESIDUAL) {
+                    a = _mm512_add_ps(a, ld(z));
+                    b = _mm512_add_ps(b, ld(z + 16));
+                }
+                st(z, a);
+                st(z + 16, b);
+            }
+        }
+    }
+    // u = x A^T of every piece
+    void narrow(long layer, long which, long in, const u16* x) const {
+        if (!piece_count) return;
+#pragma omp for schedule(dynamic, 1)
+        for (long i = 0; i < piece_count; i++) {
+            const Piece& piece = pieces[i];
+            Update up_ = update_at(piece.table, layer, which);
+            if (!up_.a) continue;
+            long rows = piece.hi - piece.lo;
+            alignas(64) float c[TILE * 64];
+            for (long n = 0; n < up_.ranks; n += 64) {
+                long cols = std::min(64L, up_.ranks - n);
+                gemm(rows, cols, in / 2, (const u32*)(x + piece.lo * in), in / 2, 1, up_.a + n,
+                     up_.ranks, c, 64, false);
+                for (long r = 0; r < rows; r++) to_bf16(c + r * 64, piece.u + r * up_.ranks + n, cols);
+            }
+        }
+    }
+    void norm(const u16* x, const u16* w, u16* y, long rows) const {
+#pragma omp for schedule(static)
+        for (long n = 0; n < rows; n++) norm_row(x + n * C, w, y + n * C, C);
+    }
+    void norm_row(const u16* x, const u16* w, u16* y, long n) const {
+        __m512 sum = _mm512_setzero_ps();
+        for (long c = 0; c < n; c += 16) sum = _mm512_fmadd_ps(ld(x + c), ld(x + c), sum);
+        __m512 r = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(sum) / (float)n + eps));
+        for (long c = 0; c < n; c += 16)
+            st(y + c, _mm512_mul_ps(_mm512_mul_ps(ld(x + c), r), ld(w + c)));
+    }
+};
+
+// Where sequences' tokens and their keys and values are.
+struct Cache {
+    u32 *k, *v;             // [blocks][K][D/2][BLOCK] and [blocks][K][BLOCK/2][D], of one layer
+    const int32_t* blocks;  // (S, width): each sequence's blocks in order
+    long width;
+    const int64_t *start, *past;  // (S + 1) first rows; (S) tokens that are there already
+    const int32_t* seq;           // (N) each row's sequence
+    u32* keys(long s, long b, const Pass& p, long j) const {
+        return k + ((long)blocks[s * width + b] * p.K + j) * (p.D / 2) * BLOCK;
+    }
+    u32* values(long s, long b, const Pass& p, long j) const {
+        return v + ((long)blocks[s * width + b] * p.K + j) * (BLOCK / 2) * p.D;
+    }
+};
+
+void turn(u16* x, const float* cos_, const float* sin_, long D) {
+    for (long d = 0; d < D / 2; d += 16) {
+        __m512 a = ld(x + d), b = ld(x + d + D / 2), c = _mm512_loadu_ps(cos_ + d),
+               s = _mm512_loadu_ps(sin_ + d);
+        st(x + d, _mm512_fnmadd_ps(b, s, _mm512_mul_ps(a, c)));
+        st(x + d + D / 2, _mm512_fmadd_ps(a, s, _mm512_mul_ps(b, c)));
+    }
+}
+// queries and keys by head normed and turned, keys and values put into the cache
+void place(const Pass& p, const Cache& cache, u16* qkv, const u16* qn, const u16* kn, bool rotated,
+           const float* cos_, const float* sin_) {
+#pragma omp for schedule(static)
+    for (long n = 0; n < p.N; n++) {
+        u16* row = qkv + n * p.qkv_width;
+        for (long h = 0; h < p.H + p.K; h++) {
+            u16* x = row + h * p.D;
+            if (qn) p.norm_row(x, h < p.H ? qn : kn, x, p.D);
+            if (rotated) turn(x, cos_ + n * (p.D / 2), sin_ + n * (p.D / 2), p.D);
+        }
+        long s = cache.seq[n], at = cache.past[s] + n - cache.start[s];
+        long b = at / BLOCK, lane = at % BLOCK;
+        for (long j = 0; j < p.K; j++) {
+            const u32* key = (const u32*)(row + (p.H + j) * p.D);
+            u32* keys = cache.keys(s, b, p, j) + lane;
+            for (long d = 0; d < p.D / 2; d++) keys[d * BLOCK] = key[d];
+            const u16* value = row + (p.H + p.K + j) * p.D;
+            u16* values = (u16*)(cache.values(s, b, p, j) + lane / 2 * p.D) + lane % 2;
+            for (long d = 0; d < p.D; d++) values[2 * d] = value[d];
+        }
+    }
+}
+// softmax of rows of scores over what each may see; probabilities, not divided yet, in bfloat16
+void soften(const float* S, u16* P, long live, long cols, float scale, float* inverse) {
+    __m512 mx = _mm512_set1_ps(-INFINITY), sc = _mm512_set1_ps(scale), sum = _mm512_setzero_ps();
+    for (long j = 0; j < live; j += 16)
+        mx = _mm512_mask_max_ps(mx, lanes(live - j), mx, _mm512_loadu_ps(S + j));
+    __m512 mm = _mm512_set1_ps(_mm512_reduce_max_ps(mx) * scale);
+    for (long j = 0; j < cols; j += 16) {
+        __mmask16 some = live > j ? lanes(live - j) : 0;
+        __m512 e = _mm512_maskz_mov_ps(
+            some, exp512(_mm512_min_ps(_mm512_fmsub_ps(_mm512_loadu_ps(S + j), sc, mm),
+                                       _mm512_setzero_ps())));
+        sum = _mm512_add_ps(sum, e);
+        st(P + j, e);
+    }
+    *inverse = 1.0f / _mm512_reduce_add_ps(sum);
+}
+// `rows` queries of one key/value head; row r sees the first `live + r * step` tokens
+void attend(const Pass& p, const Cache& cache, long s, long j, const u16* q, long stride, long rows,
+            long live, long step, u16* out, long out_stride) {
+    long seen = live + (rows - 1) * step, blocks = (seen + BLOCK - 1) / BLOCK, wide = blocks * BLOCK;
+    scratch.need((size_t)rows * wide * 6 + rows * p.D * 4 + 1024);
+    float* S = scratch.take<float>(rows * wide);
+    u16* P = scratch.take<u16>(rows * wide);
+    float* O = scratch.take<float>(rows * p.D);
+    float inverse[QUERIES];
+    for (long b = 0; b < blocks; b++)
+        gemm(rows, BLOCK, p.D / 2, (const u32*)q, stride / 2, 1, cache.keys(s, b, p, j), BLOCK,
+             S + b * BLOCK, wide, false);
+    for (long r = 0; r < rows; r++)
+        soften(S + r * wide, P + r * wide, live + r * step, wide, p.scale, inverse + r);
+    for (long b = 0; b < blocks; b++)
+        gemm(rows, p.D, BLOCK / 2, (const u32*)(P + b * BLOCK), wide / 2, 1,
+             cache.values(s, b, p, j), p.D, O, p.D, b > 0);
+    for (long r = 0; r < rows; r++)
+        for (long d = 0; d < p.D; d += 16)
+            st(out + r * out_stride + d,
+               _mm512_mul_ps(_mm512_set1_ps(inverse[r]), _mm512_loadu_ps(O + r * p.D + d)));
+}
+// tasks (T, 3): sequence, head (of keys where a sequence has one query, else of queries), first row
+void attention(const Pass& p, const Cache& cache, const u16* qkv, u16* out, const int64_t* tasks,
+               long count) {
+    const long G = p.H / p.K, width = p.H * p.D;
+#pragma omp for schedule(dynamic, 1)
+    for (long i = 0; i < count; i++) {
+        long s = tasks[3 * i], h = tasks[3 * i + 1], row = tasks[3 * i + 2];
+        long past = cache.past[s] + row - cache.start[s];
+        if (cache.start[s + 1] - cache.start[s] == 1) {
+            for (long g = 0; g < G; g += QUERIES) {
+                long first = h * G + g, rows = std::min(QUERIES, G - g);
+                attend(p, cache, s, h, qkv + row * p.qkv_width + first * p.D, p.D, rows, past + 1, 0,
+                       out + row * width + first * p.D, p.D);
+            }
+        } else {
+            long rows = std::min(QUERIES, cache.start[s + 1] - row);
+            attend(p, cache, s, h / G, qkv + row * p.qkv_width + h * p.D, p.qkv_width, rows, past + 1,
+                   1, out + row * width + h * p.D, width);
+        }
+    }
+}
+
+Linear linear_at(const int64_t* t) {
+    Linear l;
+    l.w = (const u32*)t[0];
+    l.bias = (const float*)t[1];
+    l.in = t[2];
+    l.out = t[3];
+    l.interleaved = t[4];
+    for (long m = 0; m < 3; m++) l.ends[m] = t[5 + m];
+    return l;
+}
+const long LINEAR_WORDS = 8, LAYER_WORDS = LINEARS * LINEAR_WORDS + 5;
+}  // namespace
+
+extern "C" {
+// layers (L, LAYER_WORDS): qkv, out, gate and up, down (LINEAR_WORDS each), norm before attention,
+// norm before the MLP, norms of queries and of keys by head (or 0), whether queries and keys turn.
+// tail: the head's linear, the last norm. sizes: L, C, F, H, K, D, blocks, threads.
+// batch: N, S, width of the block table, pieces, tiles' first pieces, attention's tasks, wanted rows.
+// pieces (P, 4): table of updates, lo, hi, place in u. x (N, C): embeddings in, last hidden out.
+void decode_pass(const int64_t* layers, const int64_t* tail, const int64_t* sizes, float eps,
+                 float scale, const int64_t* batch, const int64_t* pieces, const int64_t* piece_of,
+                 const int64_t* start, const int64_t* past, const int32_t* seq,
+                 const int32_t* blocks, const int64_t* tasks, const int64_t* wanted, u32* keys,
+                 u32* values, const float* cos_, const float* sin_, u16* x, u16* normed, u16* qkv,
+                 u16* wide, u16* u, float* logits) {
+    const long L = sizes[0], pool = sizes[6], threads = sizes[7];
+    Pass p;
+    p.N = batch[0], p.C = sizes[1], p.F = sizes[2], p.H = sizes[3], p.K = sizes[4], p.D = sizes[5];
+    p.qkv_width = (p.H + 2 * p.K) * p.D, p.eps = eps, p.scale = scale;
+    p.piece_count = batch[3], p.piece_of = piece_of;
+    const long task_count = batch[5], M = batch[6], per = pool * p.K * p.D * BLOCK / 2;
+    Piece* made = new Piece[p.piece_count];
+    for (long i = 0; i < p.piece_count; i++)
+        made[i] = {(const int64_t*)pieces[4 * i], pieces[4 * i + 1], pieces[4 * i + 2],
+                   u + pieces[4 * i + 3]};
+    p.pieces = made;
+    Cache cache = {keys, values, blocks, batch[2], start, past, seq};
+#pragma omp parallel num_threads((int)threads)
+    {
+        Cache mine = cache;
+        for (long l = 0; l < L; l++) {
+            const int64_t* t = layers + l * LAYER_WORDS;
+            const Linear in = linear_at(t), out = linear_at(t + LINEAR_WORDS),
+                         up_ = linear_at(t + 2 * LINEAR_WORDS),
+                         down = linear_at(t + 3 * LINEAR_WORDS);
+            const int64_t* rest = t + LINEARS * LINEAR_WORDS;
+            mine.k = keys + l * per, mine.v = values + l * per;
+            p.norm(x, (const u16*)rest[0], normed, p.N);
+            p.narrow(l, 0, p.C, normed);
+            p.product(in, l, 0, normed, p.N, qkv, PLAIN, true);
+            place(p, mine, qkv, (const u16*)rest[2], (const u16*)rest[3], rest[4], cos_, sin_);
+            attention(p, mine, qkv, wide, tasks, task_count);
+            p.narrow(l, 1, out.in, wide);
+            p.product(out, l, 1, wide, p.N, x, RESIDUAL, true);
+            p.norm(x, (const u16*)rest[1], normed, p.N);
+            p.narrow(l, 2, p.C, normed);
+            p.product(up_, l, 2, normed, p.N, wide, GATED, true);
+            p.narrow(l, 3, p.F, wide);
+            p.product(down, l, 3, wide, p.N, x, RESIDUAL, true);
+        }
+#pragma omp for schedule(static)
+        for (long i = 0; i < M; i++)
+            p.norm_row(x + wanted[i] * p.C, (const u16*)tail[LINEAR_WORDS], normed + i * p.C, p.C);
+        if (M) p.product(linear_at(tail), 0, 0, normed, M, logits, LOGITS, false);
+    }
+    delete[] made;
+}
+}
