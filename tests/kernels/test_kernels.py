@@ -310,7 +310,7 @@ def test_without_a_compiler_the_reference_is_used(anew, monkeypatch):
 def test_a_source_that_does_not_compile_is_no_end(anew, monkeypatch, tmp_path):
     source = tmp_path / "broken.cpp"
     source.write_text("int main( {")
-    monkeypatch.setattr(build, "SOURCE", source)
+    monkeypatch.setattr(build, "SOURCES", (source,))
     module, why = chosen(torch.bfloat16, torch.device("cpu"), (64,), 64)
     assert module is reference
     assert "did not compile" in why
