@@ -141,14 +141,31 @@ def test_a_damaged_checkpoint_says_what_to_do(store, run, expected):
 def test_finding_runs(store, tmp_path):
     with pytest.raises(UnknownNameError, match="no run is waiting"):
         runs.find(store, None)
-    one, two = (prepared(store, tmp_path, name=name) for name in ("aaa", "bbb"))
-    assert runs.find(store, "aaa").id == one.id
+    one, two = (prepared(store, tmp_path, name=name) for name in ("bbb", "aaa"))
+    assert runs.find(store, "bbb").id == one.id
     assert runs.find(store, two.id).id == two.id
-    assert runs.find(store, None).id in (one.id, two.id)
+    assert runs.find(store, None).id == two.id
     with pytest.raises(UsageError, match="several"):
         runs.find(store, "20")
     with pytest.raises(UnknownNameError):
         runs.find(store, "ccc")
+
+
+def test_runs_of_one_second_come_in_the_order_of_their_making(store, tmp_path):
+    trained = runs.all_runs(store)
+    made = [prepared(store, tmp_path, name=name) for name in ("ddd", "ccc", "bbb", "aaa")]
+    assert [run.id for run in runs.all_runs(store)] == [run.id for run in (*trained, *made)]
+
+
+def test_runs_that_know_only_their_second_come_before_what_that_second_made(store, tmp_path):
+    one, two = (prepared(store, tmp_path, name=name) for name in ("bbb", "aaa"))
+    for run, created in (
+        (two, "2026-01-01T00:00:00.000001+00:00"),
+        (one, "2026-01-01T00:00:00+00:00"),
+    ):
+        spec = run.spec.model_copy(update={"created": created})
+        (run.directory / runs.SPEC).write_bytes(spec.to_bytes())
+    assert [run.id for run in runs.all_runs(store)][:2] == [one.id, two.id]
 
 
 def test_a_torn_last_event_is_left_out(store, run):

@@ -184,6 +184,15 @@ def test_nothing_changed(store, tmp_path, trained):
     assert len(trained) == 2
 
 
+def test_the_newest_of_the_runs_of_one_second_is_gone_on_with(store):
+    asked = SPEC.model_copy(update={"key": ONE})
+    for number, end in enumerate("fade"):
+        how = {"id": f"{SPEC.id[:-1]}{end}", "created": f"2026-01-02T03:04:05.00000{number}+00:00"}
+        run = runs.write(store.runs_dir / how["id"], asked.model_copy(update=how), FILES)
+        (run.directory / runs.EVENTS).touch()
+    assert work.begun(store, asked).id == run.id
+
+
 def test_what_changed_is_trained(store, tmp_path, trained):
     rows, more = tmp_path / "rows.jsonl", tmp_path / "more.jsonl"
     questions = tmp_path / "questions.jsonl"

@@ -125,7 +125,7 @@ def _spec(
 ) -> runs.RunSpec:
     return runs.RunSpec(
         id=runs.new_id(name),
-        created=runs.now().isoformat(),
+        created=runs.moment(),
         name=name,
         on=request.on,
         stack=beneath.config,

@@ -103,7 +103,7 @@ def reproduce(
     carried = layer.manifest.blob(rehearsal.FILE) is not None
     spec = runs.RunSpec(
         id=runs.new_id(f"reproduce-{config.name}"),
-        created=runs.now().isoformat(),
+        created=runs.moment(),
         name=config.name,
         on=text,
         stack=beneath.config,

@@ -362,7 +362,7 @@ def _spec(
     beneath = stack.config.model_copy(update={"layers": stack.config.layers[:index]})
     return runs.RunSpec(
         id=runs.new_id(name.name),
-        created=runs.now().isoformat(),
+        created=runs.moment(),
         name=name.name,
         layer_name=layer.config.name,
         on=request.stack,

@@ -84,13 +84,16 @@ def _runs(store: Store, asked: runs.RunSpec) -> Iterator[runs.Run]:
     """
     if asked.key is None:
         return
-    for path in sorted(store.runs_dir.glob(f"*/{runs.SPEC}"), reverse=True):
+    found = []
+    for path in store.runs_dir.glob(f"*/{runs.SPEC}"):
         run = runs.Run(path.parent)
         with contextlib.suppress(LaminaError, OSError):
             if asked.key.encode() in path.read_bytes():
                 spec = run.spec
                 if spec.key == asked.key and spec.part_of is None:
-                    yield run
+                    found.append((spec.created, run.id, run))
+    for _, _, run in sorted(found, key=lambda each: each[:2], reverse=True):
+        yield run
 
 
 def _whole(store: Store, layer: Digest) -> bool:

@@ -63,7 +63,7 @@ def run_of(
     data = () if distilled else _data(move)
     spec = runs.RunSpec(
         id=name,
-        created=runs.now().isoformat(),
+        created=runs.moment(),
         name=layer.config.name,
         on=move.onto.label,
         stack=move.onto.config,
