@@ -157,5 +157,10 @@ def test_the_constants_are_those_of_the_source():
     source = (native.__file__.rpartition("serve")[0]) + "kernels/decode.cpp"
     with open(source, encoding="utf-8") as file:
         text = file.read()
-    for name, value in (("TILE", native.TILE), ("COLS", native.PANEL), ("BLOCK", native.BLOCK)):
+    for name, value in (
+        ("TILE", native.TILE),
+        ("PART", native.PART),
+        ("COLS", native.PANEL),
+        ("BLOCK", native.BLOCK),
+    ):
         assert f"const long {name} = {value};" in text

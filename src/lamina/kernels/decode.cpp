@@ -10,22 +10,23 @@
 
 namespace {
 const long TILE = 12;    // rows of a product's tile
+const long PART = 4;     // rows whose low-rank terms are one task
 const long COLS = 32;    // outputs of a panel
 const long BLOCK = 32;   // tokens of a block of the cache
 const long QUERIES = 24; // queries of a tile of attention
 
-// y[m][0..31] = bias + sum over k of x[m][k] . w[k][0..31]
+// c[m][0..31] += sum over k of x[m][k] . w[k][0..31]
 template <int MR>
-INL void tile(const u32* x, long xs, const u32* w, long kp, const float* bias, float* c,
-              const char* ahead) {
+INL void tile(const u32* x, long xs, const u32* w, long kp, float* c, const char* ahead,
+              long step) {
     __m512 a[MR], b[MR];
-    __m512 b0 = bias ? _mm512_loadu_ps(bias) : _mm512_setzero_ps();
-    __m512 b1 = bias ? _mm512_loadu_ps(bias + 16) : _mm512_setzero_ps();
-    for (int m = 0; m < MR; m++) a[m] = b0, b[m] = b1;
+    for (int m = 0; m < MR; m++) {
+        a[m] = _mm512_load_ps(c + m * COLS);
+        b[m] = _mm512_load_ps(c + m * COLS + 16);
+    }
     for (long k = 0; k < kp; k++) {
         __m512i w0 = _mm512_loadu_si512(w + k * 32), w1 = _mm512_loadu_si512(w + k * 32 + 16);
-        _mm_prefetch(ahead + k * 128, _MM_HINT_T1);
-        _mm_prefetch(ahead + k * 128 + 64, _MM_HINT_T1);
+        _mm_prefetch(ahead + k * step, _MM_HINT_T1);
 #pragma GCC unroll 16
         for (int m = 0; m < MR; m++) {
             __m512i s = _mm512_set1_epi32((int)x[m * xs + k]);
@@ -38,17 +39,17 @@ INL void tile(const u32* x, long xs, const u32* w, long kp, const float* bias, f
         _mm512_store_ps(c + m * COLS + 16, b[m]);
     }
 }
-void tiles(long rows, const u32* x, long xs, const u32* w, long kp, const float* bias, float* c,
-           const char* ahead) {
+void tiles(long rows, const u32* x, long xs, const u32* w, long kp, float* c, const char* ahead,
+           long step) {
     switch (rows) {
 #define CASE(n)                                       \
     case n:                                           \
-        tile<n>(x, xs, w, kp, bias, c, ahead);        \
+        tile<n>(x, xs, w, kp, c, ahead, step);        \
         break;
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11)
 #undef CASE
         default:
-            tile<12>(x, xs, w, kp, bias, c, ahead);
+            tile<12>(x, xs, w, kp, c, ahead, step);
     }
 }
 
@@ -81,7 +82,7 @@ Update update_at(const int64_t* table, long layer, long linear) {
         u.of[m].b = (const u32*)t[4 + 3 * m];
     return u;
 }
-// Rows of one tile that one layer is added to.
+// Rows of one part that one layer is added to.
 struct Piece {
     const int64_t* table;
     long lo, hi;
@@ -89,51 +90,118 @@ struct Piece {
 };
 enum Finish { PLAIN, RESIDUAL, GATED, LOGITS };
 
+// Sums begin with the bias, then come the layers', lowest first, then the base's.
 struct Pass {
     long N, C, F, H, K, D, qkv_width;
     float eps, scale;
-    const Piece* pieces;      // ordered by tile
-    const int64_t* piece_of;  // first piece of each tile, and the end
+    const Piece* pieces;      // ordered by part, then by depth
+    const int64_t* piece_of;  // first piece of each part, and the end
+    const int64_t* alike;     // of each tile: whether its rows have the same layers
+    float* terms;             // (N, out): low-rank terms of rows in other tiles
     long piece_count;
 
     // y = x W^T + updates, for all rows; shared by the threads of the region
     void product(const Linear& l, long layer, long which, const u16* x, long N_, void* y, Finish how,
                  bool updates) const {
         const long panels = l.out / COLS, kp = l.in / 2, count = (N_ + TILE - 1) / TILE;
-        const long chunk = std::max(1L, panels / (8L * omp_get_num_threads()));
+        // every tile of a panel fetches its part of the next panel, so that weights come evenly
+        const long step = std::min(64L, 128 / count);
         alignas(64) float c[TILE * COLS];
-#pragma omp for schedule(dynamic, chunk)
+#pragma omp for schedule(guided)
         for (long p = 0; p < panels; p++) {
             const u32* w = l.w + p * kp * COLS;
             for (long t = 0; t < count; t++) {
                 long lo = t * TILE, rows = std::min(TILE, N_ - lo);
-                // the last tile of a panel finds the next panel's weights on their way
-                const char* ahead = (const char*)(t + 1 == count ? w + kp * COLS : w);
-                tiles(rows, (const u32*)(x + lo * l.in), kp, w, kp,
-                      l.bias ? l.bias + p * COLS : nullptr, c, ahead);
-                if (updates)
-                    for (long i = piece_of[t]; i < piece_of[t + 1]; i++)
-                        add(l, update_at(pieces[i].table, layer, which), pieces[i], p, lo, c);
+                const char* ahead = (const char*)(w + kp * COLS) + t * kp * step;
+                if (updates && !alike[t])
+                    for (long r = 0; r < rows; r++)
+                        memcpy(c + r * COLS, terms + (lo + r) * l.out + p * COLS, 4 * COLS);
+                else {
+                    begin(l, p * COLS, COLS, rows, c, COLS);
+                    if (updates) add_alike(l, layer, which, t, p, rows, c);
+                }
+                tiles(rows, (const u32*)(x + lo * l.in), kp, w, kp, c, ahead, step);
                 finish(c, lo, rows, p, y, how, l.out);
             }
         }
     }
-    static void add(const Linear& l, const Update& up_, const Piece& piece, long p, long lo,
-                    float* c) {
-        if (!up_.a) return;
-        for (long half = 0; half < 2; half++) {
-            long chunk = 2 * p + half, m = 0, local = chunk;
-            if (l.interleaved)
-                m = half, local = p;
-            else {
-                while (chunk >= l.ends[m]) m++;
-                if (m) local = chunk - l.ends[m - 1];
+    static void begin(const Linear& l, long first, long cols, long rows, float* c, long ldc) {
+        for (long r = 0; r < rows; r++)
+            if (l.bias)
+                memcpy(c + r * ldc, l.bias + first, 4 * cols);
+            else
+                memset(c + r * ldc, 0, 4 * cols);
+    }
+    // chunks of 16 columns from `chunk` to `end` of a member, `by` columns apart
+    static void widen(const Linear& l, const Update& up_, const Piece& piece, long m, long chunk,
+                      long end, float* c, long ldc) {
+        const long pairs = up_.of[m].pairs, by = l.interleaved ? 32 : 16;
+        if (!pairs) return;
+        const u32* u = (const u32*)piece.u + up_.of[m].first / 2;
+        for (long i = chunk; i < end; i++)
+            gemm(piece.hi - piece.lo, 16, pairs, u, up_.ranks / 2, 1, up_.of[m].b + i * pairs * 16,
+                 16, c + (i - chunk) * by, ldc, true);
+    }
+    void add_alike(const Linear& l, long layer, long which, long t, long p, long rows,
+                   float* c) const {
+        const long parts = (rows + PART - 1) / PART;
+        for (long part = t * (TILE / PART); part < t * (TILE / PART) + parts; part++)
+            for (long i = piece_of[part]; i < piece_of[part + 1]; i++) {
+                const Update up_ = update_at(pieces[i].table, layer, which);
+                if (!up_.a) continue;
+                float* at = c + (pieces[i].lo - t * TILE) * COLS;
+                for (long half = 0; half < 2; half++) {
+                    long chunk = 2 * p + half, m = 0;
+                    if (l.interleaved)
+                        m = half, chunk = p;
+                    else {
+                        while (chunk >= l.ends[m]) m++;
+                        if (m) chunk -= l.ends[m - 1];
+                    }
+                    widen(l, up_, pieces[i], m, chunk, chunk + 1, at + half * 16, COLS);
+                }
             }
-            long pairs = up_.of[m].pairs;
-            if (!pairs) continue;
-            gemm(piece.hi - piece.lo, 16, pairs, (const u32*)piece.u + up_.of[m].first / 2,
-                 up_.ranks / 2, 1, up_.of[m].b + local * pairs * 16, 16,
-                 c + (piece.lo - lo) * COLS + half * 16, COLS, true);
+    }
+    // u = x A^T of every piece; where a tile's rows differ, u B^T too, each layer read in one go
+    void narrow(const Linear& l, long layer, long which, const u16* x) const {
+        if (!piece_count) return;
+        const long parts = (N + PART - 1) / PART;
+#pragma omp for schedule(dynamic, 1)
+        for (long part = 0; part < parts; part++) {
+            const bool wide = !alike[part * PART / TILE];
+            const long first = part * PART;
+            if (wide)
+                begin(l, 0, l.out, std::min(PART, N - first), terms + first * l.out, l.out);
+            for (long i = piece_of[part]; i < piece_of[part + 1]; i++) {
+                const Piece& piece = pieces[i];
+                const Update up_ = update_at(piece.table, layer, which);
+                if (!up_.a) continue;
+                if (i + 1 < piece_count) fetch(update_at(pieces[i + 1].table, layer, which));
+                project(up_, piece, l.in, x);
+                if (!wide) continue;
+                for (long m = 0; m < l.members; m++) {
+                    long before = m ? l.ends[m - 1] : 0, chunks = l.ends[m] - before;
+                    float* at = terms + piece.lo * l.out + (l.interleaved ? m : before) * 16;
+                    widen(l, up_, piece, m, 0, chunks, at, l.out);
+                }
+            }
+        }
+    }
+    // the beginning of an update: the processor notices by itself how it goes on, but late
+    static void fetch(const Update& up_) {
+        for (long i = 0; i < 32; i++) {
+            _mm_prefetch((const char*)up_.a + i * 64, _MM_HINT_T1);
+            _mm_prefetch((const char*)up_.of[0].b + i * 64, _MM_HINT_T1);
+        }
+    }
+    static void project(const Update& up_, const Piece& piece, long in, const u16* x) {
+        const long rows = piece.hi - piece.lo;
+        alignas(64) float c[PART * 64];
+        for (long n = 0; n < up_.ranks; n += 64) {
+            long cols = std::min(64L, up_.ranks - n);
+            gemm(rows, cols, in / 2, (const u32*)(x + piece.lo * in), in / 2, 1, up_.a + n,
+                 up_.ranks, c, 64, false);
+            for (long r = 0; r < rows; r++) to_bf16(c + r * 64, piece.u + r * up_.ranks + n, cols);
         }
     }
     void finish(const float* c, long lo, long rows, long p, void* y, Finish how, long out) const {
@@ -155,24 +223,6 @@ struct Pass {
                 }
                 st(z, a);
                 st(z + 16, b);
-            }
-        }
-    }
-    // u = x A^T of every piece
-    void narrow(long layer, long which, long in, const u16* x) const {
-        if (!piece_count) return;
-#pragma omp for schedule(dynamic, 1)
-        for (long i = 0; i < piece_count; i++) {
-            const Piece& piece = pieces[i];
-            Update up_ = update_at(piece.table, layer, which);
-            if (!up_.a) continue;
-            long rows = piece.hi - piece.lo;
-            alignas(64) float c[TILE * 64];
-            for (long n = 0; n < up_.ranks; n += 64) {
-                long cols = std::min(64L, up_.ranks - n);
-                gemm(rows, cols, in / 2, (const u32*)(x + piece.lo * in), in / 2, 1, up_.a + n,
-                     up_.ranks, c, 64, false);
-                for (long r = 0; r < rows; r++) to_bf16(c + r * 64, piece.u + r * up_.ranks + n, cols);
             }
         }
     }
@@ -303,6 +353,7 @@ Linear linear_at(const int64_t* t) {
     l.out = t[3];
     l.interleaved = t[4];
     for (long m = 0; m < 3; m++) l.ends[m] = t[5 + m];
+    l.members = l.ends[2] > l.ends[1] ? 3 : l.ends[1] > l.ends[0] ? 2 : 1;
     return l;
 }
 const long LINEAR_WORDS = 8, LAYER_WORDS = LINEARS * LINEAR_WORDS + 5;
@@ -312,20 +363,21 @@ extern "C" {
 // layers (L, LAYER_WORDS): qkv, out, gate and up, down (LINEAR_WORDS each), norm before attention,
 // norm before the MLP, norms of queries and of keys by head (or 0), whether queries and keys turn.
 // tail: the head's linear, the last norm. sizes: L, C, F, H, K, D, blocks, threads.
-// batch: N, S, width of the block table, pieces, tiles' first pieces, attention's tasks, wanted rows.
+// batch: N, S, width of the block table, pieces, attention's tasks, wanted rows.
 // pieces (P, 4): table of updates, lo, hi, place in u. x (N, C): embeddings in, last hidden out.
 void decode_pass(const int64_t* layers, const int64_t* tail, const int64_t* sizes, float eps,
                  float scale, const int64_t* batch, const int64_t* pieces, const int64_t* piece_of,
-                 const int64_t* start, const int64_t* past, const int32_t* seq,
+                 const int64_t* alike, const int64_t* start, const int64_t* past, const int32_t* seq,
                  const int32_t* blocks, const int64_t* tasks, const int64_t* wanted, u32* keys,
                  u32* values, const float* cos_, const float* sin_, u16* x, u16* normed, u16* qkv,
-                 u16* wide, u16* u, float* logits) {
+                 u16* wide, u16* u, float* terms, float* logits) {
     const long L = sizes[0], pool = sizes[6], threads = sizes[7];
     Pass p;
     p.N = batch[0], p.C = sizes[1], p.F = sizes[2], p.H = sizes[3], p.K = sizes[4], p.D = sizes[5];
     p.qkv_width = (p.H + 2 * p.K) * p.D, p.eps = eps, p.scale = scale;
-    p.piece_count = batch[3], p.piece_of = piece_of;
-    const long task_count = batch[5], M = batch[6], per = pool * p.K * p.D * BLOCK / 2;
+    p.piece_count = batch[3], p.piece_of = piece_of, p.alike = alike, p.terms = terms;
+    const long task_count = batch[4], M = batch[5], per = pool * p.K * p.D * BLOCK / 2;
+    const bool layered = p.piece_count > 0;
     Piece* made = new Piece[p.piece_count];
     for (long i = 0; i < p.piece_count; i++)
         made[i] = {(const int64_t*)pieces[4 * i], pieces[4 * i + 1], pieces[4 * i + 2],
@@ -343,17 +395,17 @@ void decode_pass(const int64_t* layers, const int64_t* tail, const int64_t* size
             const int64_t* rest = t + LINEARS * LINEAR_WORDS;
             mine.k = keys + l * per, mine.v = values + l * per;
             p.norm(x, (const u16*)rest[0], normed, p.N);
-            p.narrow(l, 0, p.C, normed);
-            p.product(in, l, 0, normed, p.N, qkv, PLAIN, true);
+            p.narrow(in, l, 0, normed);
+            p.product(in, l, 0, normed, p.N, qkv, PLAIN, layered);
             place(p, mine, qkv, (const u16*)rest[2], (const u16*)rest[3], rest[4], cos_, sin_);
             attention(p, mine, qkv, wide, tasks, task_count);
-            p.narrow(l, 1, out.in, wide);
-            p.product(out, l, 1, wide, p.N, x, RESIDUAL, true);
+            p.narrow(out, l, 1, wide);
+            p.product(out, l, 1, wide, p.N, x, RESIDUAL, layered);
             p.norm(x, (const u16*)rest[1], normed, p.N);
-            p.narrow(l, 2, p.C, normed);
-            p.product(up_, l, 2, normed, p.N, wide, GATED, true);
-            p.narrow(l, 3, p.F, wide);
-            p.product(down, l, 3, wide, p.N, x, RESIDUAL, true);
+            p.narrow(up_, l, 2, normed);
+            p.product(up_, l, 2, normed, p.N, wide, GATED, layered);
+            p.narrow(down, l, 3, wide);
+            p.product(down, l, 3, wide, p.N, x, RESIDUAL, layered);
         }
 #pragma omp for schedule(static)
         for (long i = 0; i < M; i++)

@@ -19,14 +19,24 @@ from lamina.kernels.build import library
 from lamina.kernels.choose import chosen
 from lamina.kernels.native import LANES
 from lamina.lowrank.attach import check_layer
-from lamina.lowrank.maths import Factors, LayerFactors
+from lamina.lowrank.maths import LayerFactors
 from lamina.serve.batch import BLOCK, Laid, Span, lay_out
+from lamina.serve.packing import (
+    ADDRESSES,
+    PANEL,
+    Arena,
+    Packed,
+    joined,
+    packed_bytes,
+    panels,
+    update_words,
+)
 from lamina.train.fused import why_not as why_not_plain
 
 TILE = 12
 """Rows of a product's tile, as in the source."""
-PANEL = 32
-"""Outputs of a panel of packed weights."""
+PART = 4
+"""Rows whose low-rank terms are one task."""
 QUERIES = 24
 """Queries of a tile of attention."""
 _STATIC_ROTARY = ("default", "linear", "llama3", "yarn")
@@ -71,18 +81,6 @@ def why_not(model: nn.Module) -> str:
     return chosen(weight.dtype, weight.device, channels, size)[1]
 
 
-class Packed:
-    """A layer's factors as the kernels read them: B scaled, all in bfloat16."""
-
-    def __init__(self, key: int, tensors: list[Tensor], table: np.ndarray, widest: int) -> None:
-        self.key, self._tensors, self.table, self.widest = key, tensors, table, widest
-
-    @property
-    def bytes(self) -> int:
-        """What they take in memory."""
-        return sum(t.numel() * t.element_size() for t in self._tensors) + self.table.nbytes
-
-
 class NativeDecoder:
     """See `Decoder`. Takes the model's linears apart: after this the model cannot be run."""
 
@@ -106,6 +104,8 @@ class NativeDecoder:
             name for name, module in model.named_modules() if module is inner.layers
         )
         self._kept: list[Tensor] = []  # whatever tables point at
+        packed: list[Any] = [*self._linears.values(), head(model)]
+        self._arena = Arena(packed_bytes(*x.weight.shape) for x in packed)
         self._tail = self._head_table(model)
         self._layers = np.array([self._layer_table(layer) for layer in inner.layers], np.int64)
         self._serial = itertools.count()
@@ -148,19 +148,20 @@ class NativeDecoder:
     def _linear_words(
         self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], *, interleaved: bool
     ) -> list[int]:
-        weight_OI = _joined(weights, interleaved)
+        weight_OI = joined(weights, interleaved)
         bias = 0
         if any(b is not None for b in biases):
             parts = [
                 w.new_zeros(len(w)) if b is None else b
                 for w, b in zip(weights, biases, strict=True)
             ]
-            bias = self._keep(_joined(parts, interleaved).float())
+            bias = self._keep(joined(parts, interleaved).float())
         ends = np.cumsum([len(w) // LANES for w in weights]).tolist()
         ends += [ends[-1]] * (3 - len(ends))
         inputs = weight_OI.shape[1]
-        packed = _panels(weight_OI, PANEL)
-        return [self._keep(packed), bias, inputs, len(packed) * PANEL, int(interleaved), *ends]
+        packed = panels(weight_OI, PANEL)
+        outputs = len(packed) * PANEL
+        return [self._arena.put(packed), bias, inputs, outputs, int(interleaved), *ends]
 
     def load(self, factors: LayerFactors) -> Packed:
         """See `Decoder.load`."""
@@ -170,10 +171,15 @@ class NativeDecoder:
         for index in range(len(self._layers)):
             for group in GROUPS:
                 parts = [factors.get(f"{self._prefix}.{index}.{name}") for name in group.members]
-                words, ranks = _update_words(parts, tensors)
+                words, ranks = update_words(parts, tensors)
                 table.append(words)
                 widest = max(widest, ranks)
-        return Packed(next(self._serial), tensors, np.array(table, np.int64), widest)
+        arena = Arena(t.nbytes for t in tensors)
+        addresses = [arena.put(tensor) for tensor in tensors]
+        words_of = np.array(table, np.int64)
+        for place in ADDRESSES:  # which are numbers of tensors until now, 0 for none
+            words_of[:, place] = np.array([0, *addresses])[words_of[:, place]]
+        return Packed(next(self._serial), arena, words_of, widest)
 
     # -- running
 
@@ -195,15 +201,15 @@ class NativeDecoder:
         n, wanted = len(laid.ids_N), len(laid.wanted_M)
         x_NC = self._embeddings.index_select(0, laid.ids_N)
         cos_NR, sin_NR = self._turns(laid.position_N)
-        pieces, piece_of, u_size = _pieces(laid)
+        pieces, piece_of, alike, u_size = _pieces(laid)
         tasks = self._tasks(laid)
-        batch = [n, len(laid.past_S), laid.blocks_SW.shape[1], len(pieces), len(piece_of) - 1]
-        batch += [len(tasks), wanted]
+        batch = [n, len(laid.past_S), laid.blocks_SW.shape[1], len(pieces), len(tasks), wanted]
         sizes = [len(self._layers), self._channels, self._wide, self._heads, self._keys]
         sizes += [self._size, self._blocks, self._threads]
         width = (self._heads + 2 * self._keys) * self._size
+        terms = 0 if alike.all() else n * max(width, 2 * self._wide, self._channels)
         logits = self._scratch("logits", wanted * self._tail[3], torch.float32)
-        arrays = (pieces, piece_of, laid.start_S, laid.past_S, laid.seq_N, laid.blocks_SW)
+        arrays = (pieces, piece_of, alike, laid.start_S, laid.past_S, laid.seq_N, laid.blocks_SW)
         library().decode_pass(
             *map(_address, (self._layers, self._tail, np.array(sizes, np.int64))),
             ctypes.c_float(self._eps),
@@ -220,6 +226,7 @@ class NativeDecoder:
                     ("u", u_size),
                 )
             ),
+            _pointer(self._scratch("terms", terms, torch.float32)),
             _pointer(logits),
         )
         return logits[: wanted * self._tail[3]].view(wanted, int(self._tail[3]))[
@@ -256,67 +263,27 @@ class NativeDecoder:
         return np.array(tiled[::-1] + single, np.int64)
 
 
-def _pieces(laid: Laid) -> tuple[np.ndarray, np.ndarray, int]:
-    """Runs cut at tiles' borders (P, 4): table, lo, hi, place in u; first piece of each tile; what
-    u takes. In each tile in the order of depths."""
-    tiles = -(-len(laid.ids_N) // TILE)
-    by_tile: list[list[list[int]]] = [[] for _ in range(tiles)]
+def _pieces(laid: Laid) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Runs cut at parts' borders (P, 4): table, lo, hi, place in u, lowest layers first in each
+    part; first piece of each part; of each tile, whether its rows are all under the same layers;
+    what u takes."""
+    n = len(laid.ids_N)
+    by_part: list[list[list[int]]] = [[] for _ in range(-(-n // PART))]
+    alike = np.ones(-(-n // TILE), dtype=np.int64)
     used = 0
     for run in laid.runs:
         assert isinstance(run.layer, Packed)
         table, widest = _at(run.layer.table), run.layer.widest
-        for tile in range(run.lo // TILE, -(-run.hi // TILE)):
-            lo, hi = max(run.lo, tile * TILE), min(run.hi, (tile + 1) * TILE)
-            by_tile[tile].append([table, lo, hi, used])
+        for border in (run.lo, run.hi):
+            if border % TILE and border < n:
+                alike[border // TILE] = 0
+        for part in range(run.lo // PART, -(-run.hi // PART)):
+            lo, hi = max(run.lo, part * PART), min(run.hi, (part + 1) * PART)
+            by_part[part].append([table, lo, hi, used])
             used += (hi - lo) * widest
-    first = np.cumsum([0, *map(len, by_tile)], dtype=np.int64)
-    pieces = [piece for tile in by_tile for piece in tile]
-    return np.array(pieces, np.int64).reshape(-1, 4), first, used
-
-
-def _update_words(parts: Sequence[Factors | None], tensors: list[Tensor]) -> tuple[list[int], int]:
-    """UPDATE_WORDS of one group, and its columns of u; what they point at is added to `tensors`."""
-    words: list[int] = []
-    rows: list[Tensor] = []
-    used = 0
-    for part in parts:
-        if part is None:
-            words += [used, 0, 0]
-            continue
-        a_RI, b_OR = part.a_RI.to(torch.bfloat16), (part.b_OR * part.scale).to(torch.bfloat16)
-        if part.rank % 2:  # a word holds two neighbours
-            a_RI = nn.functional.pad(a_RI, (0, 0, 0, 1))
-            b_OR = nn.functional.pad(b_OR, (0, 1))
-        b = _panels(b_OR, LANES)
-        tensors.append(b)
-        words += [used, len(a_RI) // 2, b.data_ptr()]
-        rows.append(a_RI)
-        used += len(a_RI)
-    if not rows:
-        return [0] * 11, 0
-    a_RI = torch.cat(rows)
-    a_RI = nn.functional.pad(a_RI, (0, 0, 0, -used % LANES))
-    packed = _panels(a_RI, len(a_RI))
-    tensors.append(packed)
-    words += [0, 0, 0] * (3 - len(parts))
-    return [packed.data_ptr(), len(a_RI), *words], len(a_RI)
-
-
-def _joined(tensors: Sequence[Tensor], interleaved: bool) -> Tensor:
-    """Rows side by side; interleaved: 16 of the first, 16 of the second, …"""
-    if not interleaved:
-        return torch.cat(list(tensors))
-    chunks = [t.view(-1, LANES, *t.shape[1:]) for t in tensors]
-    return torch.stack(chunks, dim=1).flatten(0, 2)
-
-
-def _panels(weight_OI: Tensor, columns: int) -> Tensor:
-    """(O, I) bfloat16 -> [O / columns][I / 2][columns], a word holding two neighbours of I; outputs
-    are filled up with zeros."""
-    outputs, inputs = weight_OI.shape
-    weight_OI = nn.functional.pad(weight_OI, (0, 0, 0, -outputs % columns))
-    halves = weight_OI.contiguous().view(torch.int32)
-    return halves.view(-1, columns, inputs // 2).transpose(1, 2).contiguous()
+    first = np.cumsum([0, *map(len, by_part)], dtype=np.int64)
+    pieces = [piece for part in by_part for piece in part]
+    return np.array(pieces, np.int64).reshape(-1, 4), first, alike, used
 
 
 def _address(array: np.ndarray) -> ctypes.c_void_p:
