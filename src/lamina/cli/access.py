@@ -11,7 +11,9 @@ from lamina.core.errors import UsageError
 if TYPE_CHECKING:
     from lamina.web.keys import Keys
 
-app = typer.Typer(no_args_is_help=True, help="Keys for `lamina serve`: who may ask, what, how much.")
+app = typer.Typer(
+    no_args_is_help=True, help="Keys for `lamina serve`: who may ask, what, how much."
+)
 
 
 def keys() -> "Keys":
@@ -51,13 +53,11 @@ def add(
 
     As soon as there is a key, every request to `lamina serve` needs one. Running servers notice.
     """
-    from lamina.flows.hosting import check_references
     from lamina.web.keys import NewKey
 
     if role not in ("use", "admin"):
         raise UsageError(f"--role {role!r}: known are use and admin")
     allowed = tuple(text.strip() for text in stacks.split(",")) if stacks else ()
-    check_references(allowed)
     kind = cast(Literal["use", "admin"], role)
     secret = keys().add(NewKey(name, kind, allowed, requests_per_minute, tokens_per_minute))
     if json:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from lamina.core.digest import short
-from lamina.core.errors import LaminaError, MissingBlobError, UnknownNameError, UsageError
+from lamina.core.errors import LaminaError, MissingBlobError, UnknownNameError
 from lamina.core.manifests import IDENTITY, Descriptor
-from lamina.core.names import Name, parse_reference
+from lamina.core.names import Name
 from lamina.serve.constrain import Grammars
 from lamina.serve.request import Serving, Stats
 from lamina.stack.compile import base_format
@@ -211,15 +211,3 @@ class Host:
             except (LaminaError, OSError):
                 continue
         return False
-
-
-def check_references(references: Sequence[str]) -> None:
-    """Raises UsageError listing every text that can be no stack's name or digest."""
-    faults = []
-    for text in references:
-        try:
-            parse_reference(text)
-        except UsageError as error:
-            faults.append(error.message)
-    if faults:
-        raise UsageError("these are no stacks' names", faults=faults)

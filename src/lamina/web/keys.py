@@ -19,8 +19,9 @@ from filelock import FileLock, Timeout
 from pydantic import Field
 
 from lamina.core.digest import Digest, digest_bytes
-from lamina.core.errors import StoreBusyError, UnknownNameError, UsageError
+from lamina.core.errors import StoreBusyError, StoreError, UnknownNameError, UsageError
 from lamina.core.files import atomic_writer, clear_os_errors
+from lamina.core.names import parse_reference
 from lamina.core.values import Value
 
 FILE = "access.json"
@@ -63,7 +64,7 @@ class Keys:
         self._lock = threading.Lock()
 
     def all(self) -> tuple[Key, ...]:
-        """Every key. Raises UsageError for a file that is damaged, rather than let anybody in."""
+        """Every key. Raises StoreError for a file that is damaged, rather than let anybody in."""
         with self._lock:
             try:
                 found = os.stat(self.path)
@@ -72,7 +73,7 @@ class Keys:
                 return ()
             state = (found.st_mtime_ns, found.st_size, found.st_ino)
             if state != self._seen:
-                self._keys = _File.parse(self.path.read_bytes(), str(self.path)).keys
+                self._keys = self._read()
                 self._seen = state
             return self._keys
 
@@ -87,8 +88,10 @@ class Keys:
     def add(self, key: "NewKey") -> str:
         """Make a key and return it: this is the only time that it can be seen.
 
-        Raises UsageError for a bad or taken name.
+        Raises UsageError for a bad or taken name, and for what can be no stack's name or digest.
         """
+        for text in key.stacks:
+            parse_reference(text)
         if not _NAME.fullmatch(key.name):
             raise UsageError(
                 f"{key.name!r} is no name for a key", hint="letters, digits, . _ - ; at most 64"
@@ -124,6 +127,16 @@ class Keys:
                     hint=f"keys: {', '.join(key.name for key in keys) or 'none'}",
                 )
             self._write(left)
+
+    def _read(self) -> tuple[Key, ...]:
+        try:
+            return _File.parse(self.path.read_bytes(), str(self.path)).keys
+        except UsageError as error:
+            raise StoreError(
+                error.message,
+                faults=error.faults,
+                hint="put the file back as it was, or delete it and make new keys: lamina access",
+            ) from None
 
     @contextlib.contextmanager
     def _editing(self) -> Iterator[None]:
