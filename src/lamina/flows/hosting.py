@@ -14,6 +14,8 @@ from lamina.core.errors import LaminaError, MissingBlobError, UnknownNameError
 from lamina.core.manifests import IDENTITY, Descriptor
 from lamina.core.names import Name
 from lamina.serve.constrain import Grammars
+from lamina.serve.engine import Limits
+from lamina.serve.open import open_engine
 from lamina.serve.request import Serving, Stats
 from lamina.stack.compile import base_format
 from lamina.stack.resolve import ResolvedStack, resolve
@@ -23,6 +25,15 @@ from lamina.tokens.template import ChatFormat
 
 EngineMaker = Callable[[Store, Descriptor], Serving]
 """Loads a base, by its manifest's descriptor. Takes seconds."""
+
+
+def with_limits(limits: Limits) -> EngineMaker:
+    """Makes lamina's own engine."""
+
+    def make(store: Store, base: Descriptor) -> Serving:
+        return open_engine(store, base, limits=limits)
+
+    return make
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,13 +162,18 @@ class Host:
                 self._loaded[identity] = served
             return served
 
-    def load_first(self) -> list[ServedBase]:
-        """Load what will surely be asked: the bases of the stacks that were named, else the one
-        base that there is."""
-        found = {m.base: m for m in self.models()}
+    def sure(self) -> list[str]:
+        """Names of the bases that will surely be asked: those of the stacks that were named, else
+        the one that there is."""
+        found = {model.base for model in self.models()}
         if not self._stacks and len(found) > 1:
             return []
-        return [self.base_of(resolve(self.store, m.id)) for m in found.values()]
+        return sorted(self.base_name(identity) for identity in found)
+
+    def load_sure(self) -> None:
+        """Load those now, not when the first request comes."""
+        for name in self.sure():
+            self.base_of(resolve(self.store, name))
 
     def base_name(self, identity: str) -> str:
         """What the store calls the base of this identity."""
