@@ -62,9 +62,9 @@ class World:
     def keys(self):
         return Keys(self.settings.keys_file)
 
-    def said(self, **body):
+    def said(self, *text, **body):
         """A chat's answer as JSON; checks that it was answered."""
-        answered = self.chat(**body)
+        answered = self.chat(*text, **body)
         assert answered.status_code == 200, answered.text
         return answered.json()
 

@@ -111,7 +111,7 @@ def serve(
     """
     if engine not in ENGINES:
         raise UsageError(f"--engine {engine!r}: known are {', '.join(ENGINES)}")
-    given = {
+    given: dict[str, Any] = {
         "host": host,
         "port": port,
         "cors": tuple(cors) if cors else None,

@@ -18,7 +18,7 @@ from lamina.serve.engine import Limits
 from lamina.serve.open import open_engine
 from lamina.serve.request import Serving, Stats
 from lamina.stack.compile import base_format
-from lamina.stack.resolve import ResolvedStack, resolve
+from lamina.stack.resolve import ResolvedStack, over_base, resolve
 from lamina.store.layout import Store
 from lamina.tokens.call_form import CallForm, call_form
 from lamina.tokens.template import ChatFormat
@@ -63,7 +63,7 @@ class Model:
 
     id: str
     stack: str
-    """Digest of the stack, or of the base's manifest."""
+    """Digest of the stack; for a base, of the stack of no layers over it."""
     base: str
     """The base's identity."""
     created: int
@@ -100,7 +100,7 @@ class Host:
         """Every name and version that is served, bases too; `allowed` as in `resolve`."""
         store = self.store
         bases = store.bases()
-        found = [self._model(name, base) for name, base in bases.items()]
+        found = [self._base_model(name, base) for name, base in bases.items()]
         for name, tags in store.names().items():
             found += [self._model(str(Name(name, tag)), target) for tag, target in tags.items()]
         return sorted(
@@ -197,12 +197,19 @@ class Host:
         return all(done)
 
     def _model(self, name: str, target: Descriptor) -> Model | None:
-        """None for what is damaged or just being removed: it cannot be asked."""
+        """A named stack; None for one that is damaged or just being removed: it cannot be asked."""
         try:
-            path = self.store.path(target.digest)
-            identity = (target.annotations or {}).get(IDENTITY)
-            base = identity or str(self.store.glance(target.digest).get("base"))
-            return Model(name, target.digest, base, int(path.stat().st_mtime))
+            created = int(self.store.path(target.digest).stat().st_mtime)
+            base = str(self.store.glance(target.digest).get("base"))
+            return Model(name, target.digest, base, created)
+        except (LaminaError, OSError):
+            return None
+
+    def _base_model(self, name: str, base: Descriptor) -> Model | None:
+        try:
+            created = int(self.store.path(base.digest).stat().st_mtime)
+            stack = over_base(self.store, base, label=name)
+            return Model(name, stack.digest, stack.config.base, created)
         except (LaminaError, OSError):
             return None
 
