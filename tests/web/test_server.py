@@ -31,8 +31,14 @@ class Asking:
         self.connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
         self.response = None
         text = json.dumps(body)
-        self.connection.request("POST", path, text, {"content-type": "application/json"})
+        self._asked = (path, text, {"content-type": "application/json"})
+        self.connection.request("POST", *self._asked)
         self._socket = self.connection.sock
+
+    def again(self):
+        """Ask the same on the same connection, and read the answer."""
+        self.connection.request("POST", *self._asked)
+        self.connection.getresponse().read()
 
     def answer(self):
         """The response's head; its body is read by whoever wants it."""
@@ -146,6 +152,19 @@ def test_a_port_that_is_taken(tmp_path):
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match="--port"):
             bind(Settings(port=port))
+
+
+def test_small_answers_are_sent_at_once(serve, post):
+    """Nagle's algorithm would hold the body back until the client acknowledged the head: 40 ms."""
+    with serve() as world:
+        assert post(world.url, max_tokens=1).answer().status == 200  # loads what is loaded once
+        began = time.perf_counter()
+        for _ in range(20):
+            asking = post(world.url, max_tokens=1)
+            asking.answer().read()
+            for _ in range(4):
+                asking.again()
+        assert (time.perf_counter() - began) / 100 < 0.03
 
 
 CHILD = """
