@@ -205,6 +205,17 @@ def test_a_demanded_call_comes_whatever_the_model_says(make, choice):
     assert found["message"]["content"] is None
 
 
+def test_a_strict_tool_is_called_as_its_schema_says_or_not_at_all(make):
+    text = 'well <tool_call>\n{"name": "add", "arguments": {"a": "one"}}\n</tool_call>'
+    strict = {"type": "function", "function": {**ADD["function"], "strict": True}}
+    (loose,) = make(says(text)).said(tools=[ADD])["choices"]
+    assert json.loads(loose["message"]["tool_calls"][0]["function"]["arguments"]) == {"a": "one"}
+    (found,) = make(closing(says(text))).said(tools=[strict])["choices"]
+    (call,) = found["message"]["tool_calls"]
+    assert set(json.loads(call["function"]["arguments"])) == {"a", "b"}
+    assert found["message"]["content"] == "well"
+
+
 def closing(engine):
     """Prefers what ends JSON soon."""
     engine.prefer = [t for text in ("}", "]", '"', ",", "0") for t in TOKENS(text)]

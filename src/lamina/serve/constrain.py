@@ -6,13 +6,14 @@ A grammar is compiled once per tokenizer and kept; each answer gets a copy of it
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lamina.core.errors import MissingPartError, UsageError
 from lamina.tokens.call_form import CallForm
+from lamina.tokens.tools import CALL_OPEN
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -98,16 +99,29 @@ class Grammars:
 
         Raises UsageError for schemas that cannot be used.
         """
-        functions = [json.loads(tool)["function"] for tool in tools]
-        rules = [
-            f"call{index}: {self._text(form.before + json.dumps(function['name'])[1:-1])} "
-            f"{_quoted(form.between)} {_json(_arguments(function))} {_quoted(form.after)}"
-            for index, function in enumerate(functions)
-        ]
         calls = 'call ("\\n" call)*' if several and form.repeats else "call"
         start = calls if otherwise is None else f"{calls} | {_json(otherwise)}"
-        names = " | ".join(f"call{index}" for index in range(len(functions)))
-        return self._state("\n".join([f"start: {start}", f"call: {names}", *rules, ""]))
+        rules = _call_rules(tools, lambda name: self._text(form.before + name), form)
+        return self._state("\n".join([f"start: {start}", *rules, ""]))
+
+    def text_or_calls(
+        self, form: CallForm, tools: Sequence[str], *, several: bool
+    ) -> GrammarState | None:
+        """Any text, in which each call that begins is of one of `tools`, with arguments of its
+        schema. None where the form has no mark at which a call begins.
+
+        Raises UsageError for schemas that cannot be used.
+        """
+        if not form.before.startswith(CALL_OPEN):
+            return None
+        rest = form.before.removeprefix(CALL_OPEN)
+        rules = [
+            f"start: (begun call){'*' if several else '?'} TEXT",
+            f"begun[lazy]: TEXT {_quoted(CALL_OPEN)}",
+            "TEXT: /(.|\\n)*/",
+            *_call_rules(tools, lambda name: _quoted(rest + name), form),
+        ]
+        return self._state("\n".join([*rules, ""]))
 
     def spelled(self, token: int) -> bytes:
         """A token's own bytes, which may be a part of a character."""
@@ -146,6 +160,16 @@ class Grammars:
                 ]
             )
         return made
+
+
+def _call_rules(tools: Sequence[str], named: Callable[[str], str], form: CallForm) -> Iterator[str]:
+    """`call` and a rule for each tool; `named` gives what stands before and with its name."""
+    functions = [json.loads(tool)["function"] for tool in tools]
+    yield "call: " + " | ".join(f"call{index}" for index in range(len(functions)))
+    for index, function in enumerate(functions):
+        name = named(json.dumps(function["name"])[1:-1])
+        arguments = _json(_arguments(function))
+        yield f"call{index}: {name} {_quoted(form.between)} {arguments} {_quoted(form.after)}"
 
 
 def _arguments(function: Mapping[str, Any]) -> dict[str, Any]:

@@ -111,4 +111,6 @@ def _constraint(
         return served.grammars.calls(served.form, [only], several=False)
     if tools and schema is not None:
         return served.grammars.calls(served.form, tools, several=several, otherwise=schema)
+    if any(tool.function.strict for tool in asked.shown_tools):
+        return served.grammars.text_or_calls(served.form, tools, several=several)
     return None if schema is None else served.grammars.schema(schema)

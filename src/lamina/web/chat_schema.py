@@ -56,7 +56,8 @@ class FunctionSchema(Body):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
-    """Ignored: calls that `tool_choice` demands always match the schema."""
+    """Calls made unasked match the schema too, if the base's template marks where a call begins;
+    those that `tool_choice` demands always do."""
 
 
 class Tool(Body):
