@@ -99,7 +99,7 @@ def serve(
     \b
     lamina serve
     lamina serve support agent --port 9000
-    lamina access add ann; lamina serve --host 0.0.0.0
+    lamina serve --host 0.0.0.0     (needs a key: lamina access add NAME)
 
     \b
     curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\
