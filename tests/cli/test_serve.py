@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sys
 import urllib.request
 
 import pytest
@@ -47,6 +48,12 @@ def test_what_cannot_be_served_is_refused(program, empty):
 
 def test_an_empty_store_has_nothing_to_serve(empty):
     empty("serve").refused("nothing to serve", "lamina base pull")
+
+
+def test_without_the_libraries_it_says_what_to_install(program, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "lamina.web.server", raising=False)
+    program("serve").refused("serving needs uvicorn", "pip install 'lamina[serve]'")
 
 
 def test_vllm_that_is_not_there_is_told_what_to_run(program, tmp_path):

@@ -5,11 +5,21 @@ import os
 import stat
 
 import pytest
+from starlette.testclient import TestClient
 
-from lamina.core.errors import UnknownNameError, UsageError
+from lamina.core.errors import (
+    CorruptBlobError,
+    LaminaError,
+    StoreFullError,
+    UnknownNameError,
+    UsageError,
+)
+from lamina.flows.hosting import Host
+from lamina.web.app import create_app
 from lamina.web.guard import Guard
 from lamina.web.keys import Keys, NewKey
 from lamina.web.limits import Limits
+from lamina.web.settings import Settings
 from tests.web.engine import Fake, forever
 
 
@@ -214,6 +224,31 @@ def test_when_the_second_choice_is_refused_the_first_is_freed(make):
     world = make(Fake(forever, most=1, delay=0.01))
     assert world.chat(n=2).status_code == 429
     assert world.engine.stats().running == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (StoreFullError("no space left"), 503),
+        (CorruptBlobError("a blob is damaged"), 503),
+        (LaminaError("no memory"), 500),
+    ],
+)
+def test_a_base_that_cannot_be_loaded_is_told_and_tried_again(seed_store, error, status):
+    tried = []
+
+    def make(*_):
+        tried.append(1)
+        if len(tried) == 1:
+            raise error
+        return Fake()
+
+    client = TestClient(create_app(Host(seed_store, make), Settings()), base_url="http://localhost")
+    body = {"model": "support", "prompt": "the user"}
+    refused = client.post("/v1/completions", json=body)
+    assert refused.status_code == status
+    assert refused.json()["error"]["message"] == error.message
+    assert client.post("/v1/completions", json=body).status_code == 200
 
 
 def test_logs_say_what_happened_and_not_what_was_said(world):

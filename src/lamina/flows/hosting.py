@@ -3,6 +3,7 @@
 Joins store and engine, and knows no HTTP: the API, the pages and tests all ask a `Host`.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -103,9 +104,8 @@ class Host:
         found = [self._base_model(name, base) for name, base in bases.items()]
         for name, tags in store.names().items():
             found += [self._model(str(Name(name, tag)), target) for tag, target in tags.items()]
-        return sorted(
-            (m for m in found if m is not None and self._served(m, allowed)), key=lambda m: m.id
-        )
+        served = self._served(allowed)
+        return sorted((m for m in found if m is not None and m in served), key=lambda m: m.id)
 
     def model(self, text: str, allowed: Sequence[str] | None = None) -> Model:
         """What `text` means now. Raises as `resolve`."""
@@ -133,12 +133,13 @@ class Host:
                 f"which this server does not serve",
                 hint=f"start another: lamina serve {text}",
             )
-        if not self._served(model, None):
+        served = self._served(allowed)
+        if not served.here(model):
             raise UnknownNameError(
                 f"{text} is not among the stacks that this server was started with",
                 hint=f"it serves: {', '.join(self._stacks)}",
             )
-        if not self._served(model, allowed):
+        if model not in served:
             raise UnknownNameError(
                 f"{text} is not among the stacks of this key", hint="see: GET /v1/models"
             )
@@ -213,24 +214,43 @@ class Host:
         except (LaminaError, OSError):
             return None
 
-    def _served(self, model: Model, allowed: Sequence[str] | None) -> bool:
-        """Whether `model` is among what the host, or a key (`allowed`), serves."""
-        if allowed is None:
-            if self._base is not None and model.base != self._base:
-                return False
-            return not self._stacks or self._means(model, self._stacks)
-        return self._served(model, None) and self._means(model, allowed)
+    def _served(self, allowed: Sequence[str] | None) -> "_Among":
+        """What the host serves, and of that what `allowed` lets through."""
+        return _Among(
+            self._base,
+            self._meant(self._stacks) if self._stacks else None,
+            None if allowed is None else self._meant(allowed),
+        )
 
-    def _means(self, model: Model, references: Sequence[str]) -> bool:
-        """Whether one of `references` means the model: by its name, as a version of that name, or
-        as the same stack."""
+    def _meant(self, references: Sequence[str]) -> tuple[frozenset[str], frozenset[str]]:
+        """(the references, the digests of the stacks that they mean now)."""
+        digests = set()
         for text in references:
-            if text in (model.id, model.id.partition(":")[0]):
-                return True
-        for text in references:
-            try:
-                if resolve(self.store, text).digest == model.stack:
-                    return True
-            except (LaminaError, OSError):
-                continue
-        return False
+            with contextlib.suppress(LaminaError, OSError):  # what is gone lets nothing through
+                digests.add(resolve(self.store, text).digest)
+        return frozenset(references), frozenset(digests)
+
+
+@dataclass(frozen=True)
+class _Among:
+    """Which models are among what is served; None: all."""
+
+    base: str | None
+    stacks: tuple[frozenset[str], frozenset[str]] | None
+    allowed: tuple[frozenset[str], frozenset[str]] | None
+
+    def here(self, model: Model) -> bool:
+        """Whether the host serves it, whoever asks."""
+        return self.base in (None, model.base) and _means(model, self.stacks)
+
+    def __contains__(self, model: Model) -> bool:
+        return self.here(model) and _means(model, self.allowed)
+
+
+def _means(model: Model, meant: tuple[frozenset[str], frozenset[str]] | None) -> bool:
+    """Whether a reference is the model's name, or the name that it is a version of, or means the
+    same stack."""
+    if meant is None:
+        return True
+    names, digests = meant
+    return bool({model.id, model.id.partition(":")[0]} & names) or model.stack in digests

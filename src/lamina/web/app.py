@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -14,7 +14,7 @@ from lamina.core.errors import LaminaError
 from lamina.core.version import __version__
 from lamina.flows.hosting import Host
 from lamina.web import chat, models, text
-from lamina.web.desk import Desk
+from lamina.web.desk import Desk, needs_admin
 from lamina.web.errors import Refusal, invalid, refusal
 from lamina.web.guard import CLIENT_LEFT, Guard
 from lamina.web.keys import Keys
@@ -55,7 +55,12 @@ def _add_health(app: FastAPI, desk: Desk) -> None:
     async def healthz() -> Mapping[str, str]:
         return {"status": "ok", "version": __version__}
 
-    @app.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
+    @app.get(
+        "/metrics",
+        summary="Prometheus metrics",
+        response_class=PlainTextResponse,
+        dependencies=[Depends(needs_admin)],
+    )
     def metrics() -> Response:
         return Response(desk.metrics.text(), media_type=CONTENT_TYPE)
 

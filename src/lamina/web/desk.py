@@ -9,6 +9,7 @@ from starlette.requests import Request
 from lamina.flows.hosting import Host
 from lamina.stack.resolve import ResolvedStack
 from lamina.web.answers import Answers
+from lamina.web.errors import Refusal
 from lamina.web.keys import Key, Keys
 from lamina.web.limits import Limits
 from lamina.web.metrics import Metrics
@@ -36,6 +37,12 @@ def caller_of(request: Request) -> Caller:
     """Who sent this request, as the guard found."""
     found: Caller = request.state.caller
     return found
+
+
+def needs_admin(request: Request) -> None:
+    """A route's dependency: raises Refusal for whoever may only ask."""
+    if not caller_of(request).admin:
+        raise Refusal(403, "this needs a key with the role admin", "not_admin")
 
 
 @dataclass(frozen=True, eq=False)
