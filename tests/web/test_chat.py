@@ -302,6 +302,7 @@ REFUSED = {
     "no content": ({"messages": [{"role": "user", "content": None}]}, "content", None),
     "half a pair": ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", None),
     "too many choices": ({"n": 99}, "n", None),
+    "an empty stop": ({"stop": ["x", ""]}, "stop[1]", None),
     "a biased token": ({"logit_bias": {"5": 1}}, "logit_bias", None),
     "two lengths": ({"max_tokens": 1, "max_completion_tokens": 2}, "not both", None),
     "a schema of an unknown type": (

@@ -220,6 +220,15 @@ def test_a_full_queue_is_429(make):
     assert refused.headers["retry-after"] == "1"
 
 
+def test_what_was_refused_costs_no_tokens(make):
+    world = make(Fake(most=0))
+    secret = world.keys.add(NewKey("ann", tokens_per_minute=5))
+    for _ in range(3):
+        refused = world.chat(headers=bearer(secret))
+        assert refused.json()["error"]["code"] == "busy"
+    assert refused.headers["x-ratelimit-remaining-tokens"] == "5"
+
+
 def test_when_the_second_choice_is_refused_the_first_is_freed(make):
     world = make(Fake(forever, most=1, delay=0.01))
     assert world.chat(n=2).status_code == 429

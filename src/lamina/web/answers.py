@@ -121,8 +121,9 @@ class Answers:
                     pending[index] = []
 
     def usage(self) -> Usage:
-        """What was read and said. A prompt that several answers share counts once."""
-        prompts = {request.prompt for request in self.requests}
+        """What was read and said. A prompt that several answers share counts once; what the engine
+        refused does not."""
+        prompts = {request.prompt for request in self.requests[: len(self._tickets)]}
         read = sum(len(prompt) for prompt in prompts)
         cached = max((end.cached_tokens for end in self._finished.values()), default=0)
         if len(prompts) > 1:

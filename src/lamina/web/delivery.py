@@ -1,5 +1,6 @@
 """Answers to a client: whole as one document, or as events; over when it leaves."""
 
+import contextlib
 import json
 import time
 import uuid
@@ -79,8 +80,9 @@ async def _in_time(whole: Callable[[], Awaitable[str]]) -> str:
 async def _to_the_end(request: Request, events: AsyncGenerator[str]) -> AsyncGenerator[str]:
     """The events, then `[DONE]`; or, as the status is sent already, an event with what is wrong."""
     try:
-        async for one in events:
-            yield one
+        async with contextlib.aclosing(events):
+            async for one in events:
+                yield one
         yield DONE
     except TimeoutError:
         yield _told(request, _LATE)

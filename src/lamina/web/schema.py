@@ -17,6 +17,7 @@ MOST_CHOICES = 16
 MOST_STOPS = 4
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+StopText = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
@@ -66,7 +67,7 @@ class Drawing(Ignored):
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     """The same seed draws the same answer (a new one each time)."""
-    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=MOST_STOPS)] | None = None
     """Texts that end the answer; they are not told."""
     max_tokens: Count | None = None
     stream: bool | None = None
@@ -82,8 +83,7 @@ class Drawing(Ignored):
     @property
     def stops(self) -> tuple[str, ...]:
         """Texts that end an answer."""
-        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return tuple(text for text in given if text)
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def tells_usage(self) -> bool:
