@@ -43,6 +43,9 @@ def test_a_prompt_that_was_read_is_not_read_again(world):
     assert first["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
     assert second["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
     assert first["choices"] == second["choices"]
+    several = world.said("tell you " * 20, max_tokens=2, n=3)
+    assert several["usage"]["prompt_tokens_details"]["cached_tokens"] < 16
+    assert several["usage"]["completion_tokens"] <= 6
 
 
 def test_a_random_model_keeps_to_a_schema_and_calls_what_it_must(world):

@@ -123,16 +123,17 @@ class Answers:
     def usage(self) -> Usage:
         """What was read and said. A prompt that several answers share counts once; what the engine
         refused does not."""
-        prompts = {request.prompt for request in self.requests[: len(self._tickets)]}
-        read = sum(len(prompt) for prompt in prompts)
-        cached = max((end.cached_tokens for end in self._finished.values()), default=0)
-        if len(prompts) > 1:
-            cached = sum(end.cached_tokens for end in self._finished.values())
+        cached: dict[tuple[int, ...], int] = {}  # of a shared prompt: what its first answer found
+        for index, request in enumerate(self.requests[: len(self._tickets)]):
+            end = self._finished.get(index)
+            found = end.cached_tokens if end else 0
+            cached[request.prompt] = min(cached.get(request.prompt, found), found)
+        read = sum(len(prompt) for prompt in cached)
         return Usage(
             prompt_tokens=read,
             completion_tokens=self.tokens_out,
             total_tokens=read + self.tokens_out,
-            prompt_tokens_details=CachedTokens(cached_tokens=min(cached, read)),
+            prompt_tokens_details=CachedTokens(cached_tokens=sum(cached.values())),
         )
 
     def _listener(self, index: int) -> Listener:
