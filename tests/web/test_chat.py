@@ -322,8 +322,13 @@ REFUSED = {
     ),
     "a call without tools": ({"tool_choice": "required"}, "no tools", None),
     "a long conversation": (
-        {"messages": [{"role": "user", "content": "word " * 2000}]},
-        "reads 512",
+        {"messages": [{"role": "user", "content": "word " * 600}]},
+        "tokens, and base pico reads 512",
+        "context_length_exceeded",
+    ),
+    "a huge one": (
+        {"messages": [{"role": "user", "content": "word " * 700_000}]},
+        "3500000 characters, and base pico reads 512",
         "context_length_exceeded",
     ),
 }

@@ -76,6 +76,7 @@ def test_stop_and_length(make):
         {"prompt": ""},
         {"prompt": []},
         {"prompt": [[]]},
+        {"prompt": "a " * 1_000_000},
         {"prompt": [1, "a"]},
         {"prompt": [-1]},
         {"prompt": ["a"] * 9, "n": 2},

@@ -53,6 +53,11 @@ class ServedBase:
         return Grammars(self.format.tokenizer, self.format.stop_ids, self.engine.vocabulary)
 
     @cached_property
+    def longest_token(self) -> int:
+        """Most characters of text that a token stands for."""
+        return max(map(len, self.format.tokenizer.get_vocab()))
+
+    @cached_property
     def form(self) -> CallForm:
         """How its template writes a tool call."""
         return call_form(self.format)

@@ -29,6 +29,7 @@ def chat_job(host: Host, asked: ChatRequest, allowed: Sequence[str] | None) -> J
     stack = host.resolve(asked.model, allowed)
     messages, tools = read_conversation(asked.messages, asked.shown_tools)
     served = host.base_of(stack)
+    _refuse_huge(served, sum(len(message.content) for message in messages), "messages")
     prompt = served.format.prompt_ids(messages, tools)
     longest = _room(served, len(prompt), asked.longest, "messages")
     requests = [
@@ -89,8 +90,22 @@ def _room(served: ServedBase, prompt: int, longest: int | None, param: str) -> i
     return min(longest or context, context - prompt)
 
 
+def _refuse_huge(served: ServedBase, characters: int, param: str) -> None:
+    """Refuse what is surely too long before it is tokenised, which takes seconds for megabytes."""
+    context = served.engine.context
+    if characters > context * served.longest_token:
+        raise Refusal(
+            400,
+            f"the {param} have {characters} characters, and base {served.name} reads {context} "
+            "tokens, the answer included",
+            "context_length_exceeded",
+            param,
+        )
+
+
 def _text_ids(served: ServedBase, text: str) -> list[int]:
     """As plain text is trained on: the tokenizer's bos, then the text, control tokens spelled."""
+    _refuse_huge(served, len(text), "prompt")
     chunk = Chunk(text, literal=True)
     lead = [] if served.format.bos_id is None else [served.format.bos_id]
     return lead + served.format.encode_chunks([chunk])[chunk]
