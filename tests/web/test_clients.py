@@ -55,6 +55,7 @@ def test_chat_whole_and_streamed(serve, client):
         assert chunks[-1].usage == whole.usage
         with api.chat.completions.stream(model="support", messages=ASKED) as events:
             assert events.get_final_completion().choices[0].message.content == text
+    assert whole._request_id in {record["id"] for record in world.records}
 
 
 def test_tools_and_parsed_answers(serve, client):
@@ -151,4 +152,4 @@ def test_the_llm_command(serve, tmp_path):
         assert "the user asks" in said
         assert "be short" in said
         assert llm("-m", "mine", "the user asks", "--no-stream", "-o", "max_tokens", "2").strip()
-        assert {r["status"] for r in world.records} == {200}
+    assert {r["status"] for r in world.records} == {200}

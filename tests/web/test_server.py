@@ -147,6 +147,18 @@ def test_others_are_let_in_only_with_a_key(tmp_path):
     bind(settings).close()
 
 
+@pytest.mark.parametrize("name", ["localhost", "::1"])
+def test_other_names_of_this_machine(serve, name):
+    if name == "::1" and not socket.has_ipv6:
+        pytest.skip("this machine has no IPv6")
+    with serve(host=name) as world:
+        where = urlsplit(world.url)
+        connection = http.client.HTTPConnection(where.hostname, where.port, timeout=10)
+        connection.request("GET", "/v1/models")
+        assert connection.getresponse().status == 200
+        connection.close()
+
+
 def test_a_port_that_is_taken(tmp_path):
     with bind(Settings(port=0)) as taken:
         port = taken.getsockname()[1]

@@ -7,6 +7,7 @@ into an answer in OpenAI's form.
 import asyncio
 import time
 import traceback
+import uuid
 from datetime import UTC, datetime
 from typing import Any
 
@@ -46,9 +47,13 @@ class Guard:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
-        record: dict[str, Any] = {"method": scope["method"], "path": scope["path"][:_SHOWN_PATH]}
+        record: dict[str, Any] = {
+            "id": f"req_{uuid.uuid4().hex}",
+            "method": scope["method"],
+            "path": scope["path"][:_SHOWN_PATH],
+        }
         scope.setdefault("state", {})["record"] = record
-        more: dict[str, str] = {}
+        more = {"x-request-id": record["id"]}
         status = 0
 
         async def answer(message: Message) -> None:
