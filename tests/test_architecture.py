@@ -92,6 +92,8 @@ CHEAP = {
             ("verify",),
             ("gc",),
             ("base", "list"),
+            ("access", "list"),
+            ("access", "add", "ann"),
             ("train", "--rank", "3"),
         )
     },

@@ -10,6 +10,7 @@ from typing import NoReturn
 import typer
 
 from lamina.cli import (
+    access,
     base,
     bisect,
     chat,
@@ -28,6 +29,7 @@ from lamina.cli import (
     reproduce,
     rm,
     runs,
+    serve,
     show,
     squash,
     status,
@@ -69,6 +71,7 @@ for command in (
     refresh,
     rebase,
     chat,
+    serve,
     exam,
     diff,
     bisect,
@@ -89,6 +92,7 @@ for command in (
 ):
     command.register(app)
 app.add_typer(base.app, name="base")
+app.add_typer(access.app, name="access")
 app.add_typer(import_.app, name="import")
 
 

@@ -22,7 +22,7 @@ _PREAMBLE = (
 )
 _SCHEMA_KEYS = ("name", "description", "parameters")
 _REASONING = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
-_NATIVE_MARKS = ("[TOOL_CALLS]", "<|python_tag|>")
+NATIVE_MARKS = ("[TOOL_CALLS]", "<|python_tag|>")
 _ARGUMENT_KEYS = ("arguments", "parameters")
 _MAX_SHOWN = 60
 
@@ -108,7 +108,7 @@ def _parse_blocks(text: str) -> tuple[tuple[ToolCall, ...], tuple[str, ...]]:
 
 def _parse_bare(text: str) -> tuple[tuple[ToolCall, ...], tuple[str, ...]]:
     """An answer that is only JSON; anything that does not look like a call is plain text."""
-    mark = next((mark for mark in _NATIVE_MARKS if text.startswith(mark)), "")
+    mark = next((mark for mark in NATIVE_MARKS if text.startswith(mark)), "")
     text = text[len(mark) :].lstrip()
     if not text.startswith(("{", "[")):
         return (), ((f"no call after {mark}",) if mark else ())

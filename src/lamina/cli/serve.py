@@ -1,0 +1,234 @@
+"""`lamina serve`: stacks behind the OpenAI API."""
+
+import json as json_module
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lamina.cli import environment
+from lamina.cli.display import Terminal
+from lamina.cli.output import print_text
+from lamina.core.errors import MissingPartError, UsageError
+from lamina.core.sizes import parse_size
+
+if TYPE_CHECKING:
+    from lamina.store.layout import Store
+    from lamina.web.settings import Settings
+
+ENGINES = ("lamina", "vllm", "llamacpp")
+FORCED = 130
+"""Exit code after a second signal."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("serve")(serve)
+
+
+def serve(
+    stacks: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="STACK…", help="Serve only these; all that is in the store else."),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="BASE", help="Serve only what stands on this base.")
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Where to listen (127.0.0.1: this machine alone); wider needs a key.",
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, max=65535, help="Port (8080); 0 takes any free one."),
+    ] = None,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="Let pages of this origin read answers: https://example.org; repeat for more.",
+        ),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=0.1, help="Longest that an answer may take (600)."),
+    ] = None,
+    drain_seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", min=0, help="How long answers may go on after SIGTERM (30)."
+        ),
+    ] = None,
+    body_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Largest body of a request (4MB).")
+    ] = None,
+    cache_tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=16,
+            help="Tokens whose keys and values are kept, of all requests together (65536).",
+        ),
+    ] = None,
+    layer_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Memory for layers that are kept for the next request (no limit)."
+        ),
+    ] = None,
+    log_contents: Annotated[
+        bool, typer.Option("--log-contents", help="Log prompts and answers too.")
+    ] = False,
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="lamina|vllm|llamacpp",
+            help="Serve with lamina's own engine, or hand exported stacks to another one.",
+        ),
+    ] = "lamina",
+) -> None:
+    """Serve stacks over the OpenAI API: any stack is a model, all of them from one base in memory.
+
+    \b
+    lamina serve
+    lamina serve support agent --port 9000
+    lamina serve --host 0.0.0.0     (needs a key: lamina access add NAME)
+
+    \b
+    curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\
+      -d '{"model": "support", "messages": [{"role": "user", "content": "Hello"}]}'
+
+    Models are names (support), versions (support:v2), bases and digests, as they stand when a
+    request arrives. Requests are logged to stderr, a line of JSON each, without what was said.
+    SIGTERM lets running answers finish; a second one does not. See docs/serving.md.
+    """
+    if engine not in ENGINES:
+        raise UsageError(f"--engine {engine!r}: known are {', '.join(ENGINES)}")
+    given: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "cors": tuple(cors) if cors else None,
+        "timeout_seconds": timeout,
+        "drain_seconds": drain_seconds,
+        "body_bytes": None if body_size is None else parse_size(body_size),
+        "log_contents": log_contents or None,
+    }
+    store = environment.open_store()
+    try:
+        from lamina.web.keys import FILE
+        from lamina.web.settings import Settings
+    except ImportError as error:
+        raise _without(error) from None
+    settings = Settings(
+        keys_file=store.root / FILE,
+        log=_log,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    if engine != "lamina":
+        _hand_over(engine, store, list(stacks or ()), base, settings)
+        return
+    limits = {
+        "cache_tokens": cache_tokens,
+        "layer_bytes": None if layer_memory is None else parse_size(layer_memory),
+    }
+    _serve(store, list(stacks or ()), base, settings, limits)
+
+
+def _serve(
+    store: "Store",
+    stacks: list[str],
+    base: str | None,
+    settings: "Settings",
+    limits: Mapping[str, int | None],
+) -> None:
+    """With lamina's own engine."""
+    try:
+        from lamina.web.app import create_app
+        from lamina.web.server import Server, bind, url_of
+    except ImportError as error:
+        raise _without(error) from None
+    from lamina.flows.hosting import Host, with_limits
+    from lamina.serve.engine import Limits
+
+    given = {name: value for name, value in limits.items() if value is not None}
+    host = Host(store, with_limits(Limits(**given)), stacks=stacks, base=base)
+    names = [model.id for model in host.models()]
+    if not names:
+        raise UsageError("there is nothing to serve", hint="lamina base pull smollm2-135m")
+    with bind(settings) as bound:
+        Terminal().say(f"loading {', '.join(host.sure()) or 'a base when it is first asked'}")
+        host.load_sure()
+        url = url_of(bound)
+
+        def ready() -> None:
+            print_text(_hello(url, names))
+            sys.stdout.flush()
+
+        orderly = Server(create_app(host, settings), host, settings, ready).serve_on(bound)
+    if not orderly:
+        sys.stderr.flush()
+        os._exit(FORCED)  # threads that still answer would be waited for
+
+
+def _hello(url: str, names: list[str]) -> str:
+    """What people read when it is ready."""
+    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    question = {"model": names[0], "messages": [{"role": "user", "content": "Hello"}]}
+    return (
+        f"serving {shown}\n"
+        f"ready: {url}/v1\n"
+        f"  curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n"
+        f"    -d {shlex.quote(json_module.dumps(question))}"
+    )
+
+
+def _log(record: Mapping[str, Any]) -> None:
+    """A line of JSON on stderr."""
+    sys.stderr.write(json_module.dumps(record) + "\n")
+    sys.stderr.flush()
+
+
+def _without(error: ImportError) -> MissingPartError:
+    return MissingPartError(
+        f"serving needs {error.name}, which is not installed", hint="pip install 'lamina[serve]'"
+    )
+
+
+def _hand_over(
+    engine: str, store: "Store", stacks: list[str], base: str | None, settings: "Settings"
+) -> None:
+    """Export, then become the other engine; or say what to run."""
+    from lamina.flows.handover import llamacpp_steps, prepare, vllm_command
+
+    if not settings.loopback:
+        raise UsageError(
+            f"{engine} knows nothing of lamina's keys, so it is started for this machine alone",
+            hint="leave --host out, and put what you trust before it",
+        )
+    given = prepare(store, stacks, base, Terminal())
+    if engine == "llamacpp":
+        steps = llamacpp_steps(given, settings.host, settings.port)
+        Terminal().say(
+            "llama.cpp reads GGUF files, which its own converters make. Run this; then ask with "
+            '"lora": [{"id": 0, "scale": 1}, {"id": 1, "scale": 0}, …] in each request, as '
+            "llama-server chooses adapters by place, not by model, and applies all that are not 0:"
+        )
+        print_text("\n".join(steps))
+        return
+    command = vllm_command(given, settings.host, settings.port)
+    found = shutil.which(command[0])
+    if found is None:
+        raise MissingPartError(
+            "vLLM is not installed; the stacks are exported, and this would serve them:",
+            faults=[shlex.join(command)],
+            hint="pip install vllm (a GPU machine), or leave --engine out",
+        )
+    Terminal().say(shlex.join(command))
+    os.execv(found, command)

@@ -1,0 +1,139 @@
+"""`lamina serve --engine`: stacks handed to another engine, as one adapter each over one base.
+
+What is exported is kept under the stack's digest, so a second start is quick.
+"""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamina.core.errors import UsageError
+from lamina.core.report import Reporter
+from lamina.flows.adapters import export
+from lamina.lowrank import codec
+from lamina.stack.compile import base_directory
+from lamina.stack.resolve import ResolvedStack, resolve
+from lamina.store.layout import Store
+
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What `vllm serve --max-lora-rank` takes (its engine arguments)."""
+MOST_AT_ONCE = 8
+"""Adapters in one of vLLM's batches; each takes memory of its own."""
+LLAMA_CPP = "https://github.com/ggml-org/llama.cpp"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A stack as a PEFT adapter."""
+
+    name: str
+    directory: Path
+    rank: int
+
+
+@dataclass(frozen=True)
+class Handover:
+    """One base and adapters over it, in folders that other engines read."""
+
+    base_name: str
+    base: Path
+    adapters: tuple[Adapter, ...]
+
+
+def prepare(store: Store, names: Sequence[str], base: str | None, reporter: Reporter) -> Handover:
+    """Export `names` (without any: every newest stack over `base`). Each export is checked.
+
+    Raises UsageError where the stacks stand on several bases, and what `export` raises.
+    """
+    stacks = _chosen(store, names, base)
+    bases = {stack.config.base for stack in stacks}
+    if len(bases) != 1:
+        raise UsageError(
+            "another engine serves one base, and these stacks stand on several"
+            if bases
+            else "there is nothing to serve",
+            faults=[f"{s.label} on {_base_name(store, s)}" for s in stacks],
+            hint="name the stacks, or the base: lamina serve --base BASE --engine …",
+        )
+    kind = stacks[0].base_config.quantised
+    if kind:
+        raise UsageError(
+            f"{_base_name(store, stacks[0])} has weights packed in {kind}, which other engines "
+            "read in forms of their own",
+            hint="serve it with lamina's engine, or carry the stack to the plain base: "
+            "lamina rebase STACK --onto-base BASE",
+        )
+    adapters = [_adapter(store, stack, reporter) for stack in stacks if stack.layers]
+    first = stacks[0]
+    return Handover(_base_name(store, first), base_directory(store, first.base), tuple(adapters))
+
+
+def vllm_command(given: Handover, host: str, port: int) -> list[str]:
+    """What starts vLLM on it. Raises UsageError for a rank that it does not take."""
+    command = ["vllm", "serve", str(given.base), "--served-model-name", given.base_name]
+    command += ["--host", host, "--port", str(port)]
+    if not given.adapters:
+        return command
+    widest = max(adapter.rank for adapter in given.adapters)
+    rank = next((rank for rank in VLLM_RANKS if rank >= widest), None)
+    if rank is None:
+        wide = [a for a in given.adapters if a.rank > VLLM_RANKS[-1]]
+        raise UsageError(
+            f"vLLM takes adapters up to rank {VLLM_RANKS[-1]}",
+            faults=[f"{adapter.name} has rank {adapter.rank}" for adapter in wide],
+            hint=f"make it narrower: lamina squash {wide[0].name} --rank {VLLM_RANKS[-1]}",
+        )
+    command += ["--enable-lora", "--max-lora-rank", str(rank)]
+    command += ["--max-loras", str(min(len(given.adapters), MOST_AT_ONCE)), "--lora-modules"]
+    return command + [f"{adapter.name}={adapter.directory}" for adapter in given.adapters]
+
+
+def llamacpp_steps(given: Handover, host: str, port: int) -> list[str]:
+    """What to run for llama.cpp, which reads GGUF alone: its own converters, then its server."""
+    base = f"{given.base_name}.gguf"
+    steps = [
+        f"git clone --depth 1 {LLAMA_CPP} && pip install -r llama.cpp/requirements.txt",
+        shlex.join(
+            ["python", "llama.cpp/convert_hf_to_gguf.py", str(given.base), "--outfile", base]
+        ),
+    ]
+    server = ["llama-server", "-m", base, "--host", host, "--port", str(port)]
+    for adapter in given.adapters:
+        out = f"{adapter.name.replace(':', '-')}.gguf"
+        convert = ["python", "llama.cpp/convert_lora_to_gguf.py", str(adapter.directory)]
+        steps.append(shlex.join([*convert, "--base", str(given.base), "--outfile", out]))
+        server += ["--lora", out]
+    return [*steps, shlex.join(server)]
+
+
+def _chosen(store: Store, names: Sequence[str], base: str | None) -> list[ResolvedStack]:
+    wanted = None if base is None else resolve(store, base)
+    stacks = [resolve(store, name) for name in names]
+    if not names:
+        found = [resolve(store, name) for name in store.names()]
+        stacks = [s for s in found if wanted is None or s.config.base == wanted.config.base]
+        stacks = stacks or ([wanted] if wanted is not None else [])
+    if wanted is not None and any(s.config.base != wanted.config.base for s in stacks):
+        raise UsageError(
+            f"not all of these stand on {base}",
+            faults=[f"{s.label} on {_base_name(store, s)}" for s in stacks],
+        )
+    return stacks
+
+
+def _base_name(store: Store, stack: ResolvedStack) -> str:
+    for name, base in store.bases().items():
+        if base.digest == stack.base.digest:
+            return name
+    return stack.config.base
+
+
+def _adapter(store: Store, stack: ResolvedStack, reporter: Reporter) -> Adapter:
+    digest = stack.digest.removeprefix("sha256:")
+    directory = store.cache_dir / "adapters" / digest
+    if not directory.exists():
+        export(store, stack.label, directory, "peft", reporter)
+    config = json.loads((directory / codec.CONFIG_FILE).read_bytes())
+    return Adapter(stack.label, directory, int(config["r"]))
