@@ -7,8 +7,9 @@ BENCH ?= cold_start iterate depth peft_parity crash gsm8k \
 	stream contributors refresh rebase squash merge \
 	train methods quantised large memory
 
-# a process a core; more threads in each would wait for one another
-QUICK := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' --numprocesses auto --dist loadfile
+# a process a core; more threads in each would wait for one another. Bytecode is kept: tests start
+# many short processes, and pytest rewrites its plugins' assertions anew wherever it is not
+QUICK := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m 'not slow' --numprocesses auto --dist loadfile
 
 .PHONY: install quickstart test check lint bench clean
 

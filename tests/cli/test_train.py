@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from tests.cli.program import Program, wait
+from tests.cli import several
+from tests.cli.program import wait
 from tests.made import QUICK
 
 
@@ -114,9 +115,11 @@ STEPS = ("--steps", 120, "--batch-tokens", 64, "--json")
 def whole(made, rows, tmp_path_factory):
     """The layer of an uninterrupted run."""
     home = shutil.copytree(made, tmp_path_factory.mktemp("whole") / "home", symlinks=True)
-    return (
-        Program(home, None, None).spawn(*train("pico", rows, "long", *STEPS)).done().json["layer"]
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAMINA_HOME", str(home))
+        code, out, err = several.run([str(each) for each in train("pico", rows, "long", *STEPS)])
+    assert code == 0, err
+    return json.loads(out)["layer"]
 
 
 class TestResume:

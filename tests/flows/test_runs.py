@@ -1,9 +1,5 @@
 """Runs that are cut short, at every stage; and two processes at once."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from lamina.core.errors import StoreBusyError, TrainInterrupted, UnknownNameError, UsageError
@@ -14,10 +10,9 @@ from lamina.flows.inventory import history
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
 from lamina.train import checkpoint
+from tests.flows.together import at_once, gone_on_with
 from tests.flows.world import Said, learned, request, write_rows
 from tests.stacks import damage
-
-HERE = Path(__file__).parents[2]
 
 
 class Killed(BaseException):
@@ -175,47 +170,6 @@ def test_a_torn_last_event_is_left_out(store, run):
 
 # -- processes -------------------------------------------------------------------------------------
 
-CHILD = """
-import sys
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-from lamina.core.errors import LaminaError
-from lamina.core.report import Silent
-from lamina.flows import learn, runs
-from lamina.store.layout import Store
-store = Store.open(Path(sys.argv[1]), create=False)
-print("ready", flush=True)
-sys.stdin.readline()
-for each in sys.argv[2:]:
-    try:
-        print(learn.execute(store, runs.find(store, each), Silent()).name)
-    except LaminaError as error:
-        print(type(error).__name__, error.message)
-"""
-
-
-def children(store, *tasks):
-    """A process for each list of runs; all go at once. What each says of each of its runs."""
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(store.root), *ids],
-            cwd=HERE,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for ids in tasks
-    ]
-    for child in started:
-        assert child.stdout.readline() == "ready\n"
-    for child in started:
-        child.stdin.write("go\n")
-        child.stdin.flush()
-    said = [child.communicate(timeout=120)[0].splitlines() for child in started]
-    assert [child.returncode for child in started] == [0] * len(started)
-    return said
-
 
 def test_a_run_belongs_to_one_process_and_a_name_moves_once(store, run, tmp_path, monkeypatch):
     """Two runs that have landed want one name; a third is being trained here."""
@@ -225,7 +179,9 @@ def test_a_run_belongs_to_one_process_and_a_name_moves_once(store, run, tmp_path
         killed_at(monkeypatch, learn, "examine_for_gate", store, each)
     ids = [each.id for each in both]
     with run.lock():
-        (one, *busy), (two, *_) = children(store, [ids[0], run.id], [ids[1]])
+        (one, *busy), (two, *_) = at_once(
+            gone_on_with, (store.root, ids[0], run.id), (store.root, ids[1])
+        )
         assert busy[0].startswith("StoreBusyError")
         with pytest.raises(StoreBusyError, match="another process"):
             learn.execute(store, run, Said())

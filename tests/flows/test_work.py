@@ -1,10 +1,6 @@
 """The same work is known when it is asked for again; whatever changes the layer is other work."""
 
-import json
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -20,10 +16,11 @@ from lamina.flows.remove import remove
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
 from tests.flows.deaths import report_of
+from tests.flows.together import at_once
+from tests.flows.together import trained as trained_in_child
 from tests.flows.world import Said, harmful, learned, request, write_rows
 from tests.stacks import BASE, damage
 
-HERE = Path(__file__).resolve().parents[2]
 ONE, TWO = (f"sha256:{digit * 64}" for digit in "12")
 
 SPEC = runs.RunSpec(
@@ -390,52 +387,14 @@ def test_other_layers_offer_no_update(store, tmp_path):
 
 # -- processes -------------------------------------------------------------------------------------
 
-CHILD = """
-import json, sys
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-from lamina.flows import learn
-from lamina.store.layout import Store
-from tests.flows.world import Said, request
-store = Store.open(Path(sys.argv[1]), create=False)
-print("ready", flush=True)
-sys.stdin.readline()
-said = Said()
-done = learn.execute(store, learn.prepare(store, request(sys.argv[2]), said), said)
-kept = any(text.startswith("nothing changed") for text in said.sentences)
-print(json.dumps([done.layer.digest, str(done.name), kept]))
-"""
-
-
-def at_once(store, rows, count=2):
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(store.root), rows],
-            cwd=HERE,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(count)
-    ]
-    for child in started:
-        assert child.stdout.readline() == "ready\n"
-    for child in started:
-        child.stdin.write("go\n")
-        child.stdin.flush()
-    said = [child.communicate(timeout=120)[0] for child in started]
-    assert [child.returncode for child in started] == [0] * count
-    return [json.loads(text) for text in said]
-
 
 def test_two_equal_trainings_at_once_make_one_layer(store, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl")
-    one, two = at_once(store, rows)
+    one, two = at_once(trained_in_child, *[(store.root, rows)] * 2)
     assert one[:2] == two[:2] == [one[0], "mine:v1"]
     assert len(history(store, "mine")) == 1
     assert store.verify().clean
-    assert at_once(store, rows, 3) == [[one[0], "mine:v1", True]] * 3
+    assert at_once(trained_in_child, *[(store.root, rows)] * 3) == [[one[0], "mine:v1", True]] * 3
     assert again(store, request(rows, again=True))[0].layer.digest == one[0]
 
 
@@ -443,7 +402,7 @@ def test_a_name_moves_once_when_two_ask_for_it_back(store, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl")
     first, _ = again(store, request(rows))
     again(store, request(rows, steps=1, accept_regression="a test"))
-    found = at_once(store, rows)
+    found = at_once(trained_in_child, *[(store.root, rows)] * 2)
     assert [item[:2] for item in found] == [[first.layer.digest, "mine:v3"]] * 2
     assert sorted(store.names()["mine"]) == ["latest", "v1", "v2", "v3"]
     assert store.resolve(Name("mine")).digest == first.stack.digest

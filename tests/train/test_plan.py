@@ -14,7 +14,7 @@ from lamina.tokens.batch import collate
 from lamina.tokens.mask import Encoded
 from lamina.train import checkpoint
 from lamina.train.objective import SoftTargets, token_losses, worst_of_rows
-from lamina.train.plan import MOST_LOOKED_AT, Plan
+from lamina.train.plan import MOST_LOOKED_AT, STRETCH, Plan
 from lamina.train.rehearse import Pool
 from tests.train.tiny import PAD, job, model, raw, recipe, row, rows, run, stop_after
 
@@ -35,7 +35,7 @@ SELECTING = {
 
 
 def planned(*, own=6, old=9, share=0.5, **changes):
-    how = recipe(known=KNOWN, batch_tokens=10_000, **changes)
+    how = recipe(**{"known": KNOWN, "batch_tokens": 10_000} | changes)
     own_rows, old_rows = rows(own), rows(old, seed=50)
     return Plan(how, [*own_rows, *old_rows], own, (Pool(old_rows, share, "labels"),))
 
@@ -188,6 +188,44 @@ def test_new_rows_that_get_lost_again_are_found():
     plan.visited([3], torch.tensor(0.0))
     assert plan.go_on(step, lambda which: torch.tensor([2 * LIMIT * (i == 5) for i in which]))
     assert in_pass(plan)[0] == [5]
+
+
+# -- which old rows a run comes to ----------------------------------------------------------------
+
+
+def many(share=0.2):
+    """A plan whose passes are a few steps long and take some of many old rows."""
+    return planned(own=24, old=200, share=share, known=0.0, batch_tokens=40)
+
+
+@pytest.mark.parametrize("steps", [1, STRETCH, STRETCH + 1, 5 * STRETCH])
+def test_the_old_rows_of_a_run_are_those_of_its_batches(steps):
+    plan, stretches = many(), -(-steps // STRETCH)
+    groups = plan.old_rows(steps)
+    found = [i for group in groups for i in group]
+    assert len(found) == len(set(found)) < 200
+    taken = [plan.batch(step) for step in range(stretches * STRETCH)]
+    assert set(found) == {i for batch in taken for i in batch if i >= 24}
+    first = {i for batch in taken[:STRETCH] for i in batch if i >= 24}
+    assert set(groups[0]) == first
+
+
+def test_a_run_cut_short_has_the_groups_that_the_longer_one_began_with():
+    long = many().old_rows(4 * STRETCH)
+    for steps in range(1, 4 * STRETCH):
+        short = many().old_rows(steps)
+        assert short == long[: len(short)]
+
+
+def test_an_endless_schedule_is_planned_until_every_old_row_is_in_it():
+    groups = planned(own=24, old=9, known=0.0).old_rows(10**9)
+    assert sorted(i for group in groups for i in group) == list(range(24, 33))
+
+
+def test_any_old_row_may_come_where_rows_are_chosen_by_what_they_cost():
+    assert planned().old_rows(1) == [list(range(6, 15))]
+    assert planned(share=0.0).old_rows(1) == [[]]
+    assert many(share=0.0).old_rows(STRETCH) == []
 
 
 # -- in the loop -----------------------------------------------------------------------------------

@@ -120,6 +120,39 @@ def test_rehearsal_resumes_to_the_bit(tmp_path, how):
     assert raw(whole) == raw(again)
 
 
+def test_only_rows_that_are_asked_for_have_something_said_of_them(tmp_path):
+    pools = (
+        Pool(rows(3, seed=40), 0.4, "labels"),
+        Pool(rows(2, seed=50), 0.0, "stack"),
+        Pool(rows(4, seed=60), 0.1, "stack"),
+    )
+    work = job(tmp_path, pools=pools)
+    own, groups = len(work.rows), [[0, 1, 2], [3, 5, 8], [6]]
+    groups = [[own + i for i in group] for group in groups]
+    labels = teach.said_of_old_rows(work, groups, "labels")
+    assert labels == dict.fromkeys(range(own, own + 5))
+    said = teach.said_of_old_rows(work, groups, "stack")
+    assert set(said) == {own + 5, own + 6, own + 8}
+    alone = teach.sayings(work.model, [pools[2].rows[1]], 100, PAD)[0]
+    assert torch.equal(said[own + 6].weights_NK, alone.weights_NK)
+    assert teach.said_of_old_rows(work, groups, "parents") == {}
+
+
+def test_what_a_time_limit_cut_short_comes_out_again_from_its_resolved_recipe(tmp_path):
+    """What the stack says of a row depends, in its last bits, on the rows said with it."""
+    old = {"old": rows(60, seed=40), "rehearsal": 0.4, "dtype": "bfloat16"}
+    limit = {"steps": None, "epochs": 40, "max_minutes": 1 / 200, "decay": 0.5}
+    short, _ = run(job(tmp_path / "short", on=model(dtype=torch.bfloat16), **old, **limit))
+    assert short.recipe.steps < 40 * 5
+    again, _ = run(
+        job(
+            tmp_path / "again", on=model(dtype=torch.bfloat16), recipe=short.recipe,
+            old=old["old"],
+        )
+    )  # fmt: skip
+    assert raw(again) == raw(short)
+
+
 def test_old_rows_change_nothing_at_share_zero(tmp_path):
     alone, _ = run(job(tmp_path / "alone"))
     beside, _ = run(job(tmp_path / "beside", old=rows(6, seed=40), rehearsal=0.0))

@@ -26,7 +26,6 @@ from lamina.train.optimiser import Optimiser
 from lamina.train.passes import backward
 from lamina.train.plan import Plan
 from lamina.train.protect import Guard, directions
-from lamina.train.rehearse import Pool
 from lamina.train.schedule import (
     eval_interval,
     learning_rate,
@@ -34,7 +33,7 @@ from lamina.train.schedule import (
     steps_for_time,
     warmup_steps,
 )
-from lamina.train.teach import mixed, sayings
+from lamina.train.teach import mixed, said_of_old_rows
 
 CHECKPOINT_SECONDS = 30.0
 LEAST_JUDGES = 4
@@ -56,13 +55,16 @@ def train(job: Job, events: EventLog, should_stop: Callable[[], bool] = lambda: 
     """
     if not job.rows:
         raise TrainError("no rows to train on", hint="lower --held-out, or give more data")
-    parents = {pool: _said(job, pool) for pool in job.rehearsal if pool.taught == "parents"}
+    plan = Plan(job.recipe, (*job.rows, *job.old_rows), len(job.rows), job.rehearsal)
+    groups = plan.old_rows(planned_steps(job.recipe, plan.first_pass))
+    said = said_of_old_rows(job, groups, "labels") | said_of_old_rows(job, groups, "parents")
     # copied into the attachment: what is given goes on to be held by nobody
     start = job.start or fresh_factors(job.linears, job.recipe)
     attachment = Attachment(job.model, start, job.linears)
     del start
     try:
-        return _Run(job, attachment, events, parents).go(should_stop)
+        said |= said_of_old_rows(job, groups, "stack")
+        return _Run(job, attachment, events, plan, said).go(should_stop)
     finally:
         attachment.detach()
 
@@ -75,7 +77,8 @@ class _Run:
         job: Job,
         attachment: Attachment,
         events: EventLog,
-        parents: Mapping[Pool, Sequence[SoftTargets | None]],
+        plan: Plan,
+        said: Mapping[int, SoftTargets | None],
     ) -> None:
         self.sitting_started = time.perf_counter()
         self.job, self.recipe, self.attachment, self.events = job, job.recipe, attachment, events
@@ -88,12 +91,8 @@ class _Run:
         self.start = self.best.clone() if self.recipe.drift else None
         self.rows = (*job.rows, *job.old_rows)
         self.optimiser = Optimiser(attachment, self.recipe)
-        self.said: list[SoftTargets | None] = [None] * len(job.rows)
-        if job.said is not None:
-            self.said = [*job.said]
-        for pool in job.rehearsal:
-            self.said += parents[pool] if pool in parents else _said(job, pool)
-        self.plan = Plan(self.recipe, self.rows, len(job.rows), job.rehearsal)
+        self.said = {**dict(enumerate(job.said or [None] * len(job.rows))), **said}
+        self.plan = plan
         self.eval_batches = _eval_batches(job)
         # where known rows are left out an earlier state lacks old ones, of which they don't tell
         self.judged = len(job.eval_rows) >= LEAST_JUDGES and not self.plan.selects
@@ -388,13 +387,6 @@ class _Run:
         )
         del self.optimiser  # its moments, before the factors are copied: this sitting is over
         return Outcome(self.attachment.factors(self.best), recipe, self.progress, self.kernels)
-
-
-def _said(job: Job, pool: Pool) -> Sequence[SoftTargets | None]:
-    """What the model says of a pool's rows as it is; None for rows whose labels are learned."""
-    if not pool.share or pool.taught == "labels":
-        return [None] * len(pool.rows)
-    return sayings(job.model, pool.rows, job.recipe.at_once, job.pad_id)
 
 
 def _eval_batches(job: Job) -> list[Batch]:

@@ -26,6 +26,9 @@ BLIND_PASSES = 2
 MOST_LOOKED_AT = 4.0
 """Tokens looked at ahead of a pass, at most, as a multiple of the new rows' tokens."""
 
+STRETCH = 16
+"""Steps whose old rows go through the model together before training (see `Plan.old_rows`)."""
+
 Look = Callable[[Sequence[int]], Tensor]
 """The largest loss of any supervised token of each of these rows (R,), without learning."""
 
@@ -44,6 +47,7 @@ class Plan:
         self._recipe, self._rows, self._own, self._pools = recipe, rows, own, pools
         self._lengths = [len(row) for row in rows]
         self._passes: dict[int, list[list[int]]] = {}
+        self._sizes: dict[int, int] = {}
         self.selects = recipe.known > 0
         self.limit = -math.log(recipe.known) if self.selects else math.inf
         self.number = 0
@@ -82,10 +86,37 @@ class Plan:
         if self.selects:
             return self._unknown()[step - self.first_step]
         number = 0
-        while step >= len(self._every(number)):
-            step -= len(self._every(number))
+        while step >= self._size(number):
+            step -= self._size(number)
             number += 1
         return self._every(number)[step]
+
+    def _size(self, number: int) -> int:
+        if number not in self._sizes:
+            self._sizes[number] = len(self._every(number))
+        return self._sizes[number]
+
+    def old_rows(self, steps: int) -> list[list[int]]:
+        """The old rows that a run of so many steps may come to, by when it first comes to them.
+
+        Each is in one group only. Those of a whole stretch of steps are a group, whatever the
+        last step is: a run that time cuts short has the groups of the run that it comes to be
+        repeated as. Where rows are chosen by what they cost, any may come, and all are one group.
+        """
+        if self.selects:
+            return [[i for pool, indices in self._old() if pool.share for i in indices]]
+        last = -(-steps // STRETCH) * STRETCH
+        shared = sum(len(pool.rows) for pool in self._pools if pool.share)
+        first: dict[int, int] = {}
+        number = step = 0
+        while step < last and len(first) < shared:
+            for batch in self._every(number)[: last - step]:
+                for index in batch:
+                    if index >= self._own:
+                        first.setdefault(index, step // STRETCH)
+                step += 1
+            number += 1
+        return [[i for i in first if first[i] == n] for n in sorted(set(first.values()))]
 
     # -- only what is not known ----------------------------------------------------------------
 

@@ -14,7 +14,9 @@ from lamina.bases.families import head, logits
 from lamina.tokens.batch import Batch, collate
 from lamina.tokens.mask import Encoded
 from lamina.tokens.pack import plan_batches
+from lamina.train.job import Job
 from lamina.train.objective import SoftTargets, predicting
+from lamina.train.rehearse import Taught
 
 TOKENS = 16
 """Most likely tokens kept at each position; their probabilities are scaled to sum to 1."""
@@ -35,6 +37,32 @@ def sayings(
             of_row = batch.row_of_target == place
             said[index] = SoftTargets(ids_NK[of_row], weights_NK[of_row])
     return [said[index] for index in range(len(rows))]
+
+
+def said_of_old_rows(
+    job: Job, groups: Sequence[Sequence[int]], taught: Taught
+) -> dict[int, SoftTargets | None]:
+    """What the model as it is says of the old rows of those pools that teach `taught`, by their
+    place in (*job.rows, *job.old_rows); None for all rows of which the labels are learned.
+
+    Rows of one group share forwards; what is in none of them has nothing said of it.
+    """
+    said: dict[int, SoftTargets | None] = {}
+    asked: dict[int, Encoded] = {}
+    start = len(job.rows)
+    for pool in job.rehearsal:
+        indexed = dict(enumerate(pool.rows, start))
+        start += len(pool.rows)
+        if taught == "labels" and (pool.taught == taught or not pool.share):
+            said |= dict.fromkeys(indexed)
+        elif pool.taught == taught and pool.share:
+            asked |= indexed
+    for group in groups:
+        chosen = [index for index in group if index in asked]
+        rows = [asked[index] for index in chosen]
+        answers = sayings(job.model, rows, job.recipe.at_once, job.pad_id)
+        said |= dict(zip(chosen, answers, strict=True))
+    return said
 
 
 def _likeliest(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
