@@ -16,6 +16,7 @@ When the layer has landed, rows and state are deleted; the record stays.
 import contextlib
 import datetime
 import json
+import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,8 @@ from lamina.store.layout import Store
 SPEC, RESULT, EVENTS = "run.json", "result.json", "events.jsonl"
 TRAIN_ROWS, HELD_ROWS, REHEARSAL_ROWS = "train.jsonl", "held.jsonl", "rehearsal.jsonl"
 TRAVELLING_ROWS, SEEN = "travelling.jsonl", "seen.bin"
+SAID_BYTES = 1 << 20
+"""Most bytes of events that are read at once."""
 LANDED_SECONDS = 30.0
 """How long to wait for another process that examines and names what a run made."""
 
@@ -147,6 +150,28 @@ class Run:
         for line in path.read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(json.JSONDecodeError):
                 yield json.loads(line)
+
+    def said(self, offset: int = 0, at_most: int = SAID_BYTES) -> tuple[list[dict[str, Any]], int]:
+        """What has been said since `offset` bytes, and the offset to ask from next.
+
+        Reads whole lines only, `at_most` bytes of them; a negative offset counts from the end.
+        """
+        path = self.directory / EVENTS
+        if not path.exists():
+            return [], 0
+        with path.open("rb") as handle:
+            size = handle.seek(0, os.SEEK_END)
+            start = max(0, size + offset) if offset < 0 else min(offset, size)
+            handle.seek(start)
+            data = handle.read(at_most)
+        data = data[: data.rfind(b"\n") + 1]
+        found = []
+        for line in data.splitlines():
+            with contextlib.suppress(ValueError):
+                event = json.loads(line)
+                if isinstance(event, dict) and "event" in event:
+                    found.append(event)
+        return found, start + len(data)
 
     def accept_regression(self, why: str) -> None:
         """Record, after the fact, that the gate may be overridden, and why."""
