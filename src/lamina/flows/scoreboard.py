@@ -23,9 +23,10 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def scoreboard(store: Store, text: str, *, newest: int = 40) -> dict[str, Any]:
-    """The newest versions of a name, oldest first, and their results on every exam they carry.
+    """The newest versions of a name, oldest first, and their results on every exam of any of them.
 
-    A result is marked better or worse than that of the version before it by the paired test that
+    A layer's new version may carry other questions under the same name: then exams differ by
+    `label`, and `own` names those that a version itself carries. A result is marked better or worse than that of the version before it by the paired test that
     the gate uses. Raises UnknownNameError, UsageError for a base.
     """
     lineage = Lineage.of(store)
@@ -37,16 +38,16 @@ def scoreboard(store: Store, text: str, *, newest: int = 40) -> dict[str, Any]:
     moves = recorded(store, NAMING_TYPE, stacks)
     known = {d: carried_exams(store, d) for v in versions for d in v.digests}
     columns = list({exam.key: exam for exams in known.values() for exam in exams}.values())
-    rows = []
-    for version in versions:
-        own = [exam for digest in version.digests for exam in known[digest]]
-        rows.append((str(version.name), results(own, scored.get(version.stack, ()))))
+    rows = [(str(v.name), results(columns, scored.get(v.stack, ()))) for v in versions]
     found = matrix(rows, columns)
-    layers = {label: e.layer for label, e in zip(found["exams"], columns, strict=True)}
+    labels = {exam.key: label for exam, label in zip(columns, found["exams"], strict=True)}
+    own = {v: [labels[exam.key] for d in v.digests for exam in known[d]] for v in versions}
     return {
         "name": name,
-        "versions": [_version(v, moves.get(v.stack, ())) for v in versions],
-        "exams": [{"exam": label, "layer": layers[label]} for label in found["exams"]],
+        "versions": [_version(v, moves.get(v.stack, ())) | {"own": own[v]} for v in versions],
+        "exams": [
+            {"label": labels[exam.key], "exam": exam.name, "layer": exam.layer} for exam in columns
+        ],
         "cells": found["cells"],
     }
 

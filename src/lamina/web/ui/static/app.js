@@ -73,8 +73,7 @@ function setTheme(next) {
 
 function labelTheme() {
   const now = theme();
-  themeButton.textContent = now[0].toUpperCase() + now.slice(1);
-  themeButton.setAttribute("aria-label", `Theme: ${now}. Change it`);
+  themeButton.textContent = `Theme: ${now}`;
 }
 
 themeButton.addEventListener("click", () => {

@@ -48,7 +48,7 @@ const path = (points, px, py) => points.map(([a, b], i) => `${i ? "L" : "M"}${px
  * A line chart. `series`: {name, points: [[x, y]], kind: "line" | "faint" | "dots"}.
  * Values far above the bulk (a first step's loss) are cut at the edge, so that the rest can be seen.
  */
-export function lines({ title, series, x, y, xName, yName, width = 640, height = 240, from = null }) {
+export function lines({ title, series, x, y, mark = y, xName, yName, width = 640, height = 240, from = null }) {
   const all = series.flatMap((each) => each.points);
   if (!all.length) return h("p", { class: "muted pad" }, "Nothing to draw yet.");
   const values = all.map((p) => p[1]).sort((a, b) => a - b);
@@ -60,7 +60,7 @@ export function lines({ title, series, x, y, xName, yName, width = 640, height =
   if (xs.at(-1) < end) xs.push(end);
   const labelled = xs.filter((v, i) => i === xs.length - 1 || end - v > end * 0.08);
   const ys = ticks(low, high);
-  const { px, py, marks } = frame(width, height, labelled, ys, { x, y });
+  const { px, py, marks } = frame(width, height, labelled, ys, { x, y: mark });
   const top = ys.at(-1);
   const drawn = series.map((each) => {
     const points = thinned(each.points).map(([a, b]) => [a, Math.min(b, top)]);
@@ -94,26 +94,33 @@ function asTable(title, series, { x, y, xName, yName }) {
   return details;
 }
 
-/** Values over versions with their intervals. `points`: {label, value, ci, change}. */
-export function intervals({ title, points, y, width = 320, height = 180 }) {
-  const known = points.filter((p) => p.value !== null);
-  const ends = known.flatMap((p) => [p.value, ...p.ci]);
+/**
+ * Values over versions with their intervals. `series`: one a set of questions, each a list with a
+ * {value, ci, change} or undefined for every version; sets stand a little apart where they meet.
+ */
+export function intervals({ title, names, series, mark, width = 320, height = 180 }) {
+  const all = series.flat().filter(Boolean);
+  const ends = all.flatMap((p) => [p.value, ...p.ci]);
   const ys = ticks(Math.min(...ends), Math.max(...ends), 3);
-  const shown = points.length === 1 ? [points[0]] : [points[0], points.at(-1)];
-  const { px, py, marks } = frame(width, height, [0, Math.max(1, points.length - 1)], ys, { x: () => "", y });
-  const at = (i) => (points.length === 1 ? (px(0) + px(1)) / 2 : px(i) + (i === 0 ? 8 : i === points.length - 1 ? -8 : 0));
-  const line = points.map((p, i) => [p, i]).filter(([p]) => p.value !== null);
-  const drawn = line.map(([p, i]) => [
-    s("line", { class: "whisker", x1: at(i), x2: at(i), y1: py(p.ci[0]), y2: py(p.ci[1]) }),
-    s("circle", { class: p.change === "worse" ? "dot bad" : p.change === "better" ? "dot" : "dot hollow", cx: at(i), cy: py(p.value), r: 4 }),
-  ]);
-  const names = shown.map((p, i) => s("text", {
-    x: shown.length === 1 ? at(0) : i ? width - RIGHT : LEFT, y: height - 6,
-    "text-anchor": shown.length === 1 ? "middle" : i ? "end" : "start",
-  }, p.label));
-  const d = line.map(([p, i], k) => `${k ? "L" : "M"}${at(i).toFixed(1)} ${py(p.value).toFixed(1)}`).join("");
-  return s("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title },
-    marks, s("path", { class: "line faint", d }), drawn, names);
+  const last = names.length - 1;
+  const { px, py, marks } = frame(width, height, [0, Math.max(1, last)], ys, { x: () => "", y: mark });
+  const inside = (v) => LEFT + 14 + ((v - LEFT) * (width - LEFT - RIGHT - 28)) / (width - LEFT - RIGHT);
+  const at = (i) => (last === 0 ? (px(0) + px(1)) / 2 : inside(px(i)));
+  const apart = Math.min(8, (width / (last + 1)) * 0.25);
+  const drawn = series.map((points) => {
+    const first = points.findIndex(Boolean);
+    const known = points.map((p, i) => [p, i]).filter(([p]) => p);
+    const x = (i) => at(i) + (series.length > 1 && known.length > 1 && i !== first ? apart : 0);
+    const d = known.map(([p, i], k) => `${k ? "L" : "M"}${x(i).toFixed(1)} ${py(p.value).toFixed(1)}`).join("");
+    return [s("path", { class: "line faint", d }), known.map(([p, i]) => [
+      s("line", { class: "whisker", x1: x(i), x2: x(i), y1: py(p.ci[0]), y2: py(p.ci[1]) }),
+      s("circle", { class: p.change === "worse" ? "dot bad" : p.change === "better" ? "dot" : "dot hollow", cx: x(i), cy: py(p.value), r: 4 }),
+    ])];
+  });
+  const every = Math.ceil((last + 1) / Math.max(2, Math.floor((width - LEFT) / 48)));
+  const below = names.map((name, i) => (i % every === 0
+    ? s("text", { x: at(i), y: height - 6, "text-anchor": "middle" }, name.length > 8 ? `${name.slice(0, 7)}…` : name) : null));
+  return s("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title }, marks, drawn, below);
 }
 
 /** A share between 0 and 1 with its interval, as a small bar inside text. */

@@ -99,7 +99,7 @@ export function head(title, text, ...more) {
 export function facts(pairs, kind = "") {
   const known = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "");
   return h("dl", { class: `facts ${kind}` },
-    known.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+    known.map(([name, value]) => h("div", { class: String(value?.textContent ?? value).length > 40 ? "wide" : null }, h("dt", {}, name), h("dd", {}, value))));
 }
 
 /** A table of columns {name, num, cell(row)}; `caption` is for screen readers unless `seen`. */

@@ -31,7 +31,10 @@ export function duration(seconds) {
 }
 
 export const speed = (n) => (n === null || n === undefined ? "–" : `${plain.format(Math.round(n))} tokens/s`);
-export const loss = (x) => (x === null || x === undefined ? "–" : x.toFixed(Math.abs(x) < 0.1 ? 4 : 3));
+const signed = (text) => text.replace("-", "−");
+export const loss = (x) => (x === null || x === undefined ? "–" : signed(x.toFixed(x !== 0 && Math.abs(x) < 0.1 ? 4 : 3)));
+/** A round number beside an axis. */
+export const mark = (x) => signed(plain.format(Number(x.toPrecision(6))));
 export const percent = (x) => `${(100 * x).toFixed(1)}%`;
 export const short = (digest) => digest.replace(/^sha256:/, "").slice(0, 12);
 
@@ -39,7 +42,7 @@ export const isLoss = (metric) => metric === "loss";
 export const value = (metric, x) => (isLoss(metric) ? loss(x) : percent(x));
 export function interval(metric, ci) {
   if (!ci) return "";
-  const text = (x) => (isLoss(metric) ? x.toFixed(3) : (100 * x).toFixed(1));
+  const text = (x) => signed(isLoss(metric) ? x.toFixed(3) : (100 * x).toFixed(1));
   return `${text(ci[0])} to ${text(ci[1])}`;
 }
 
@@ -47,7 +50,7 @@ export function date(text) {
   if (!text) return "–";
   const at = new Date(text);
   if (Number.isNaN(at.valueOf())) return text;
-  return at.toLocaleString(undefined, { year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" });
+  return at.toLocaleString(undefined, { year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 }
 
 export function ago(secondsSinceEpoch) {

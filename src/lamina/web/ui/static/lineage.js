@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { empty, h, head, s, show } from "./dom.js";
 import { nameField } from "./exams.js";
-import { date, link, plural, short, value } from "./format.js";
+import { date, link, plural, value } from "./format.js";
 
 const ROW = 64;
 const LANE = 18;
@@ -110,5 +110,5 @@ function row(node) {
     h("div", { class: "one-line" }, h("a", { class: "strong", href: link("stack", node.version) }, node.version), " ",
       node.stale ? h("span", { class: "badge warn" }, "stale") : null,
       h("span", { class: "muted small" }, ` ${node.layers.join(" › ")}`)),
-    h("div", { class: "muted small one-line" }, came, came.length ? " · " : "", results ? `${results} · ` : "", date(node.created), node.author ? ` · ${node.author}` : "", ` · @${short(node.stack)}`));
+    h("div", { class: "muted small one-line" }, came, came.length ? " · " : "", date(node.created), node.author ? ` · ${node.author}` : "", results ? ` · ${results}` : ""));
 }

@@ -18,10 +18,12 @@ function slab(cx, y, half, rise, thick, kind) {
     s("path", { class: "top", d: `M${cx} ${y}L${right}L${cx} ${front}L${left}Z` }));
 }
 
-const cut = (text, room) => {
-  const most = Math.max(6, Math.floor(room / 7.6));
-  return text.length > most ? `${text.slice(0, most - 1)}…` : text;
-};
+/** The first of several wordings that fits, else the last one cut; `wide` is a letter's width. */
+function fitting(texts, room, wide) {
+  const most = Math.max(6, Math.floor(room / wide));
+  const found = texts.find((text) => text.length <= most) ?? texts.at(-1);
+  return found.length > most ? `${found.slice(0, most - 1)}…` : found;
+}
 
 /** What the picture says, for people who do not see it. */
 export function described(stack) {
@@ -37,29 +39,32 @@ export function picture(stack, width, picked) {
   const labels = 2 * half + 22;
   const room = width - labels;
   const many = stack.layers.length > 8;
-  const layers = stack.layers.map((layer) => ({ layer, thick: thickness(layer.rank) * (many ? 0.6 : 1) }));
-  const steps = layers.map(({ thick }) => Math.max(many ? 40 : 46, thick + 22));
+  const apart = many ? 36 : 40; // between two labels
   const baseThick = 34;
-  const height = steps.reduce((a, b) => a + b, 0) + 2 * rise + baseThick + 8;
-  let y = height - baseThick - 2 * rise - 4;
   const drawn = [];
-  const label = (at, title, text, warn) => s("g", { class: warn ? "label warn" : "label" },
+  const label = (at, title, texts, warn) => s("g", { class: warn ? "label warn" : "label" },
     s("path", { class: "leader", d: `M${cx + half + 3} ${at}H${labels - 6}` }),
-    s("text", { class: "label-name", x: labels, y: at - 2 }, cut(title, room)),
-    s("text", { class: "label-more", x: labels, y: at + 14 }, cut(text, room * 1.12)));
-  drawn.push(slab(cx, y, half, rise, baseThick, "slab-base"),
-    label(y + rise + baseThick / 2, stack.base.name, `base · ${compact(stack.base.parameters)} parameters`));
-  layers.forEach(({ layer, thick }, index) => {
-    y -= steps[index];
-    const state = layer.state?.state;
-    const stale = STALE.has(state);
-    const top = y + (steps[index] - thick) - 6;
+    s("text", { class: "label-name", x: labels, y: at - 2 }, fitting([title], room, 8)),
+    s("text", { class: "label-more", x: labels, y: at + 14 }, fitting(texts, room, 6.7)));
+  // y grows downward; the base's upper corner is at 0, layers are above it
+  let last = rise + baseThick / 2;
+  let top = 0;
+  drawn.push(slab(cx, 0, half, rise, baseThick, "slab-base"),
+    label(last, stack.base.name, [`base · ${compact(stack.base.parameters)} parameters`, `base · ${compact(stack.base.parameters)}`]));
+  stack.layers.forEach((layer, index) => {
+    const thick = thickness(layer.rank) * (many ? 0.6 : 1);
+    const stale = STALE.has(layer.state?.state);
+    const side = 0.94 * rise + thick / 2; // from a slab's upper corner to its label
+    top = Math.min(top - thick - 14, last - apart - side);
+    last = top + side;
     const own = slab(cx, top, half * 0.94, rise * 0.94, thick, stale ? "slab-stale" : `slab-${1 + (index % 2)}`);
     own.addEventListener("click", () => picked?.(index));
-    const at = top + rise * 0.94 + thick / 2;
-    drawn.push(own, label(at, layer.name, `${stale ? `${state} · ` : ""}rank ${layer.rank} · ${bytes(layer.bytes)}`, stale));
+    const rank = `rank ${layer.rank}`;
+    const state = stale ? `${layer.state.state} · ` : "";
+    drawn.push(own, label(last, layer.name, [`${state}${rank} · ${bytes(layer.bytes)}`, `${state}${rank}`, stale ? layer.state.state : rank], stale));
   });
-  return s("svg", { class: "stack-picture", viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": described(stack) }, drawn);
+  const height = 2 * rise + baseThick - top + 8;
+  return s("svg", { class: "stack-picture", viewBox: `0 ${top - 4} ${width} ${height}`, width, height, role: "img", "aria-label": described(stack) }, drawn);
 }
 
 /** A thumbnail: at most six layers; the ranks are in the text beside it. */

@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { fitted, lines } from "./chart.js";
 import { command, empty, facts, h, head, paged, say, show } from "./dom.js";
-import { ago, count, date, duration, link, loss, plural, speed } from "./format.js";
+import { ago, count, date, duration, link, loss, mark, plural, speed } from "./format.js";
 
 const LIVE = new Set(["starting", "training", "landing"]);
 const KINDS = { training: "good live", starting: "good live", landing: "good live", quiet: "warn", stopped: "warn", "not named": "bad", finished: "" };
@@ -20,7 +20,7 @@ function left(run) {
 
 function meter(run) {
   const percent = Math.round(100 * share(run));
-  return h("div", { class: "meter", role: "progressbar", "aria-valuenow": percent, "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": `Steps done of ${run.name}` },
+  return h("div", { class: run.state === "finished" ? "meter done" : "meter", role: "progressbar", "aria-valuenow": percent, "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": `Steps done of ${run.name}` },
     h("span", { style: { width: `${percent}%` } }));
 }
 
@@ -60,6 +60,7 @@ function fillAll(view, found) {
     show(view, head("Runs"), empty("No training run yet", "A run appears here the moment it starts, and stays when it has ended.", "lamina train --on smollm2-135m --data rows.jsonl --as assistant"));
     return;
   }
+  found.sort((a, b) => LIVE.has(b.state) - LIVE.has(a.state)); // those at work first
   const live = found.filter((run) => LIVE.has(run.state)).length;
   const list = h("ul", { class: "card run-list", "aria-label": "Training runs" });
   const more = paged(found, row, list, 50, "runs");
@@ -93,11 +94,11 @@ async function one(id, view) {
   await read();
   const step = (x) => count(Math.round(x));
   const curve = fitted((width) => lines({
-    title: `Loss of run ${run.name} by step`, width, height: width < 520 ? 220 : 300, x: step, y: loss, xName: "Step", yName: "Loss",
+    title: `Loss of run ${run.name} by step`, width, height: width < 520 ? 220 : 300, x: step, y: loss, mark, xName: "Step", yName: "Loss",
     series: [{ name: "training loss", points: seen.loss, kind: "faint" }, { name: "held-out loss", points: seen.held, kind: "dots" }].filter((s) => s.points.length),
   }));
   const pace = fitted((width) => lines({
-    title: `Tokens a second of run ${run.name} by step`, width, height: 160, x: step, y: (v) => count(Math.round(v)), xName: "Step", yName: "Tokens a second", from: 0,
+    title: `Tokens a second of run ${run.name} by step`, width, height: 160, x: step, y: (v) => count(Math.round(v)), mark, xName: "Step", yName: "Tokens a second", from: 0,
     series: [{ name: "tokens a second", points: seen.speed, kind: "line" }],
   }));
   const top = h("div", { class: "stacked" });
