@@ -97,7 +97,7 @@ def router(store: Store, *, dependencies: Sequence[Depends] = ()) -> APIRouter:
     """Pages over one store. `dependencies` guard all that tells or changes something of it."""
     found = APIRouter()
     found.include_router(_pages())
-    found.include_router(_api(store), prefix="/ui/api", dependencies=list(dependencies))
+    found.include_router(api(store), prefix="/ui/api", dependencies=list(dependencies))
     return found
 
 
@@ -145,43 +145,44 @@ def _serve(request: Request, known: tuple[bytes, dict[str, str]]) -> Response:
 # -- JSON ------------------------------------------------------------------------------------------
 
 
-def _api(store: Store) -> APIRouter:
-    api = APIRouter(route_class=_Route, include_in_schema=False)
+def api(store: Store) -> APIRouter:
+    """What the pages read and write, without its prefix and unguarded: see `router`."""
+    found = APIRouter(route_class=_Route, include_in_schema=False)
     gallery, lineage = _Kept(store, picture.gallery), _Kept(store, graph.graph)
     paid = _Kept(store, costs.costs)
 
-    @api.get("/stacks")
+    @found.get("/stacks")
     def stacks() -> Response:
         """Bases and the newest version of every name."""
         return JSONResponse({"version": __version__, "home": str(store.root), **gallery()})
 
-    @api.get("/stacks/{reference}")
+    @found.get("/stacks/{reference}")
     def stack(reference: str) -> Response:
         """One stack's base and layers."""
         return JSONResponse(picture.picture(store, reference))
 
-    @api.get("/exams/{name}")
+    @found.get("/exams/{name}")
     def exams(name: str) -> Response:
         """A name's versions and their results."""
         return JSONResponse(scoreboard.scoreboard(store, name))
 
-    @api.get("/lineage")
+    @found.get("/lineage")
     def whole(name: str | None = None) -> Response:
         """Every named version, or those that one name came from."""
-        found = lineage() if name is None else graph.graph(store, name)
-        return JSONResponse(found.to_json())
+        drawn = lineage() if name is None else graph.graph(store, name)
+        return JSONResponse(drawn.to_json())
 
-    @api.get("/cost")
+    @found.get("/cost")
     def cost() -> Response:
         """What each layer took."""
         return JSONResponse({"layers": paid()})
 
-    @api.get("/runs")
+    @found.get("/runs")
     def all_runs() -> Response:
         """The newest training runs."""
         return JSONResponse({"runs": progress.progress(store)})
 
-    @api.get("/runs/{run_id}")
+    @found.get("/runs/{run_id}")
     def run(run_id: str, offset: Annotated[int, Query(ge=0)] = 0) -> Response:
         """One run, and what it has said since `offset`."""
         known = runs.find(store, run_id)
@@ -189,22 +190,22 @@ def _api(store: Store) -> APIRouter:
         told = {"run": progress.progress_of(known), "events": events, "offset": following}
         return JSONResponse(told)
 
-    _votes(api, store)
-    return api
+    _votes(found, store)
+    return found
 
 
-def _votes(api: APIRouter, store: Store) -> None:
+def _votes(found: APIRouter, store: Store) -> None:
     def told() -> dict[str, Any]:
-        found = votes.votes(store)
+        cast = votes.votes(store)
         where = str(votes.path_of(store))
-        return {"path": where, "count": len(found), "tally": votes.tally(found)}
+        return {"path": where, "count": len(cast), "tally": votes.tally(cast)}
 
-    @api.get("/votes")
+    @found.get("/votes")
     def all_votes() -> Response:
         """How many votes there are, where they lie, and who won."""
         return JSONResponse(told())
 
-    @api.post("/votes")
+    @found.post("/votes")
     async def vote(request: Request) -> Response:
         """Keep one."""
         ballot = votes.Ballot.parse(await _body(request), "the vote")
