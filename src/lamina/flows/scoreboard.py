@@ -26,8 +26,9 @@ def scoreboard(store: Store, text: str, *, newest: int = 40) -> dict[str, Any]:
     """The newest versions of a name, oldest first, and their results on every exam of any of them.
 
     A layer's new version may carry other questions under the same name: then exams differ by
-    `label`, and `own` names those that a version itself carries. A result is marked better or worse than that of the version before it by the paired test that
-    the gate uses. Raises UnknownNameError, UsageError for a base.
+    `label`, and `own` names those that a version itself carries. A result is marked better or
+    worse than that of the version before it by the paired test that the gate uses. Raises
+    UnknownNameError, UsageError for a base.
     """
     lineage = Lineage.of(store)
     name = parse_name(text).name
