@@ -48,7 +48,7 @@ const path = (points, px, py) => points.map(([a, b], i) => `${i ? "L" : "M"}${px
  * A line chart. `series`: {name, points: [[x, y]], kind: "line" | "faint" | "dots"}.
  * Values far above the bulk (a first step's loss) are cut at the edge, so that the rest can be seen.
  */
-export function lines({ title, series, x, y, mark = y, xName, yName, width = 640, height = 240, from = null }) {
+export function lines({ title, series, x, mark, width = 640, height = 240, from = null }) {
   const all = series.flatMap((each) => each.points);
   if (!all.length) return h("p", { class: "muted pad" }, "Nothing to draw yet.");
   const values = all.map((p) => p[1]).sort((a, b) => a - b);
@@ -71,7 +71,7 @@ export function lines({ title, series, x, y, mark = y, xName, yName, width = 640
     return s("path", { class: each.kind === "faint" ? "line faint" : "line", d: path(points, px, py) });
   });
   const chart = s("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title }, marks, drawn);
-  return h("figure", { class: "figure" }, chart, series.length > 1 ? legend(series) : null, asTable(title, series, { x, y, xName, yName }));
+  return h("figure", { class: "figure" }, chart, series.length > 1 ? legend(series) : null);
 }
 
 function legend(series) {
@@ -79,18 +79,24 @@ function legend(series) {
     h("span", {}, h("i", { class: `swatch ${each.kind === "dots" ? "dot" : each.kind}` }), each.name)));
 }
 
-function asTable(title, series, { x, y, xName, yName }) {
+/**
+ * The same as a table that opens: `series()` is asked when it does, and again at each `redraw`,
+ * unless somebody is inside.
+ */
+export function asTable({ title, series, x, y, xName, yName }) {
   const body = h("div", {});
   const details = h("details", { class: "small" }, h("summary", {}, "As a table"), body);
-  details.addEventListener("toggle", () => {
-    if (!details.open || body.firstChild) return;
-    const rows = series.flatMap((each) => thinned(each.points, 40).map((p) => [each.name, ...p]));
-    body.append(table(title, [
-      { name: "Series", cell: (r) => r[0] },
-      { name: xName, num: true, cell: (r) => x(Math.round(r[1])) },
-      { name: yName, num: true, cell: (r) => y(r[2]) },
-    ], rows));
-  });
+  const columns = [
+    { name: "Series", cell: (r) => r[0] },
+    { name: xName, num: true, cell: (r) => x(r[1]) },
+    { name: yName, num: true, cell: (r) => y(r[2]) },
+  ];
+  details.redraw = () => {
+    if (!details.open || body.contains(document.activeElement)) return;
+    const rows = series().flatMap((each) => thinned(each.points, 40).map((p) => [each.name, ...p]));
+    body.replaceChildren(table(title, columns, rows));
+  };
+  details.addEventListener("toggle", details.redraw);
   return details;
 }
 

@@ -1,7 +1,7 @@
 // Training runs: all of them, and one live.
 
 import { get } from "./api.js";
-import { fitted, lines } from "./chart.js";
+import { asTable, fitted, lines } from "./chart.js";
 import { command, empty, facts, h, head, paged, say, show } from "./dom.js";
 import { ago, count, date, duration, link, loss, mark, plural, speed } from "./format.js";
 
@@ -93,26 +93,30 @@ async function one(id, view) {
   };
   await read();
   const step = (x) => count(Math.round(x));
-  const curve = fitted((width) => lines({
-    title: `Loss of run ${run.name} by step`, width, height: width < 520 ? 220 : 300, x: step, y: loss, mark, xName: "Step", yName: "Loss",
-    series: [{ name: "training loss", points: seen.loss, kind: "faint" }, { name: "held-out loss", points: seen.held, kind: "dots" }].filter((s) => s.points.length),
-  }));
-  const pace = fitted((width) => lines({
-    title: `Tokens a second of run ${run.name} by step`, width, height: 160, x: step, y: (v) => count(Math.round(v)), mark, xName: "Step", yName: "Tokens a second", from: 0,
-    series: [{ name: "tokens a second", points: seen.speed, kind: "line" }],
-  }));
+  const losses = {
+    title: `Loss of run ${run.name} by step`, x: step, y: loss, mark, xName: "Step", yName: "Loss",
+    series: () => [{ name: "training loss", points: seen.loss, kind: "faint" }, { name: "held-out loss", points: seen.held, kind: "dots" }].filter((s) => s.points.length),
+  };
+  const speeds = {
+    title: `Tokens a second of run ${run.name} by step`, x: step, y: step, mark, xName: "Step", yName: "Tokens a second", from: 0,
+    series: () => [{ name: "tokens a second", points: seen.speed, kind: "line" }],
+  };
+  const drawings = [losses, speeds].flatMap((each) => [
+    fitted((width) => lines({ ...each, series: each.series(), width, height: each === speeds ? 160 : width < 520 ? 220 : 300 })),
+    asTable(each),
+  ]);
+  const [curve, curveTable, pace, paceTable] = drawings;
   const top = h("div", { class: "stacked" });
   const log = h("ol", { class: "events" });
   const fill = () => {
     show(top, heading(run), ...summary(run));
     show(log, seen.notes.slice(-30).reverse().map((n) => h("li", {}, h("span", { class: "muted small nowrap" }, ago(n.time)), " ", n.text)));
-    curve.redraw();
-    pace.redraw();
+    for (const each of drawings) each.redraw();
   };
   show(view, top,
-    h("section", { class: "card", "aria-label": "Loss" }, h("h2", {}, "Loss"), h("div", { class: "pad" }, curve)),
+    h("section", { class: "card", "aria-label": "Loss" }, h("h2", {}, "Loss"), h("div", { class: "pad figure" }, curve, curveTable)),
     h("div", { class: "halves" },
-      h("section", { class: "card", "aria-label": "Speed" }, h("h2", {}, "Tokens a second"), h("div", { class: "pad" }, pace)),
+      h("section", { class: "card", "aria-label": "Speed" }, h("h2", {}, "Tokens a second"), h("div", { class: "pad figure" }, pace, paceTable)),
       h("section", { class: "card", "aria-label": "What happened" }, h("h2", {}, "What happened"), h("div", { class: "pad" }, log))));
   fill();
   let state = run.state;
