@@ -100,6 +100,12 @@ def test_what_is_said_in_pieces_is_what_is_said(tmp_path):
     assert run.said(-200)[0][-1] == {"event": "step", "step": 60}
 
 
+def test_numbers_that_json_does_not_have_are_none(tmp_path):
+    run = make(tmp_path, READY, step(1) | {"loss": float("nan")}, EVAL | {"loss": float("inf")})
+    assert [event.get("loss") for event in run.said()[0]] == [None, None, None]
+    json.dumps(progress_of(run, at=BEGUN), allow_nan=False)
+
+
 def test_the_newest_runs_come_first(tmp_path):
     for number in range(3):
         make(tmp_path, name=f"r{number}")

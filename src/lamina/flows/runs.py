@@ -155,6 +155,7 @@ class Run:
         """What has been said since `offset` bytes, and the offset to ask from next.
 
         Reads whole lines only, `at_most` bytes of them; a negative offset counts from the end.
+        Numbers that are not finite are None, as JSON has none.
         """
         path = self.directory / EVENTS
         if not path.exists():
@@ -168,7 +169,7 @@ class Run:
         found = []
         for line in data.splitlines():
             with contextlib.suppress(ValueError):
-                event = json.loads(line)
+                event = json.loads(line, parse_constant=lambda _: None)
                 if isinstance(event, dict) and "event" in event:
                     found.append(event)
         return found, start + len(data)
@@ -298,6 +299,10 @@ def find(store: Store, run_id: str | None) -> Run:
     What is part of longer work goes on with that, so it has to be asked for by id.
     Raises UnknownNameError, UsageError when several match.
     """
+    if run_id is not None and Path(run_id).name == run_id:
+        whole = Run(store.runs_dir / run_id)
+        if (whole.directory / SPEC).is_file():  # the others need not be read
+            return whole
     runs = all_runs(store)
     if run_id is None:
         open_runs = [run for run in runs if not run.finished and run.spec.part_of is None]
@@ -305,9 +310,8 @@ def find(store: Store, run_id: str | None) -> Run:
             raise UnknownNameError("no run is waiting to be resumed", hint="start: lamina train …")
         return open_runs[-1]
     found = [run for run in runs if run_id in run.id]
-    exact = [run for run in found if run.id == run_id]
-    if len(exact or found) == 1:
-        return (exact or found)[0]
+    if len(found) == 1:
+        return found[0]
     if not found:
         raise UnknownNameError(f"no run {run_id!r}", hint="see: lamina runs")
     raise UsageError(f"{run_id!r} means several runs", faults=[run.id for run in found])
