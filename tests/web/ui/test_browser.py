@@ -343,6 +343,7 @@ def test_a_run_is_seen_while_it_trains(browser, origin, store):
         assert left.inner_text() == "5 min"
         page.get_by_text("As a table").first.click()
         table = page.get_by_role("table").first
+        table.get_by_role("row").last.wait_for()
         assert table.get_by_role("row").count() == 41  # 50 points as 40, and the head
         with (run / "events.jsonl").open("a") as handle:
             handle.write(

@@ -36,7 +36,7 @@ def opened(browser, origin, *, allowed=(), width=1280, height=900, theme="light"
     inside = browser.new_context(**options)
     try:
         page = inside.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(30_000)
         watch = Watch(page, origin)
         yield page
         watch.check(*allowed)
