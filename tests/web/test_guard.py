@@ -74,6 +74,16 @@ def test_a_key_for_some_stacks(world):
         assert world.client.get(f"/v1/models/{model}", headers=bearer(secret)).status_code == 404
 
 
+def test_the_pages_need_a_key_that_may_see_all_stacks(world):
+    assert world.client.get("/ui/api/stacks").status_code == 200
+    whole = world.keys.add(NewKey("ann"))
+    some = world.keys.add(NewKey("bob", stacks=("one",)))
+    assert world.client.get("/").status_code == 200  # holds nothing of the store
+    assert world.client.get("/ui/api/stacks").status_code == 401
+    assert world.client.get("/ui/api/stacks", headers=bearer(some)).status_code == 403
+    assert world.client.get("/ui/api/stacks", headers=bearer(whole)).status_code == 200
+
+
 def test_requests_a_minute(world):
     secret = world.keys.add(NewKey("ann", requests_per_minute=2))
     first = world.chat(headers=bearer(secret))

@@ -37,6 +37,7 @@ from lamina.cli import (
     train,
     update,
     verify,
+    votes,
 )
 from lamina.core.errors import LaminaError, UsageError
 from lamina.core.version import __version__
@@ -89,6 +90,7 @@ for command in (
     export,
     gc,
     verify,
+    votes,
 ):
     command.register(app)
 app.add_typer(base.app, name="base")

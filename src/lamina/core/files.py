@@ -10,6 +10,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from io import RawIOBase
 from pathlib import Path
 from typing import IO
 
@@ -99,6 +100,38 @@ def atomic_write(path: Path, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all."""
     with atomic_writer(path) as handle:
         handle.write(data)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add one line to a file of lines, durably; what a kill left of an earlier line is ended first.
+
+    The caller sees to it that nobody else appends meanwhile. Where the line does not fit, the file
+    is as it was. Raises StoreFullError, ReadOnlyStoreError.
+    """
+    with clear_os_errors(f"writing {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
+        with path.open("ab+", buffering=0) as handle:
+            before = handle.seek(0, os.SEEK_END)
+            torn = False
+            if before:
+                handle.seek(before - 1)
+                torn = handle.read(1) != b"\n"
+            whole = (b"\n" if torn else b"") + line.rstrip(b"\n") + b"\n"
+            try:
+                _write_all(handle, whole)
+                os.fsync(handle.fileno())
+            except OSError:
+                handle.truncate(before)
+                raise
+        if new:
+            fsync_directory(path.parent)
+
+
+def _write_all(handle: RawIOBase, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[handle.write(left) or 0 :]
 
 
 @contextlib.contextmanager

@@ -166,10 +166,11 @@ def _intact(store: Store, base: Descriptor) -> bool:
 
 def listing(store: Store) -> list[dict[str, Any]]:
     """Every base by name."""
-    return [_facts(store, name, base) for name, base in sorted(store.bases().items())]
+    return [facts(store, name, base) for name, base in sorted(store.bases().items())]
 
 
-def _facts(store: Store, name: str, base: Descriptor) -> dict[str, Any]:
+def facts(store: Store, name: str, base: Descriptor) -> dict[str, Any]:
+    """What is known of a base: its config, its source, its bytes."""
     manifest = store.manifest(base.digest)
     config = store.config(manifest, BaseConfig)
     return {
@@ -187,7 +188,7 @@ def details(store: Store, name: str) -> dict[str, Any]:
     base = store.resolve_base(name)
     manifest = store.manifest(base.digest)
     template = manifest.blob("chat_template.jinja")
-    return _facts(store, name, base) | {
+    return facts(store, name, base) | {
         "files": [
             {"name": blob.title, "digest": blob.digest, "bytes": blob.size}
             for blob in manifest.layers

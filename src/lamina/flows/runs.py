@@ -16,6 +16,7 @@ When the layer has landed, rows and state are deleted; the record stays.
 import contextlib
 import datetime
 import json
+import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,8 @@ from lamina.store.layout import Store
 SPEC, RESULT, EVENTS = "run.json", "result.json", "events.jsonl"
 TRAIN_ROWS, HELD_ROWS, REHEARSAL_ROWS = "train.jsonl", "held.jsonl", "rehearsal.jsonl"
 TRAVELLING_ROWS, SEEN = "travelling.jsonl", "seen.bin"
+SAID_BYTES = 1 << 20
+"""Most bytes of events that are read at once."""
 LANDED_SECONDS = 30.0
 """How long to wait for another process that examines and names what a run made."""
 
@@ -147,6 +150,29 @@ class Run:
         for line in path.read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(json.JSONDecodeError):
                 yield json.loads(line)
+
+    def said(self, offset: int = 0, at_most: int = SAID_BYTES) -> tuple[list[dict[str, Any]], int]:
+        """What has been said since `offset` bytes, and the offset to ask from next.
+
+        Reads whole lines only, `at_most` bytes of them; a negative offset counts from the end.
+        Numbers that are not finite are None, as JSON has none.
+        """
+        path = self.directory / EVENTS
+        if not path.exists():
+            return [], 0
+        with path.open("rb") as handle:
+            size = handle.seek(0, os.SEEK_END)
+            start = max(0, size + offset) if offset < 0 else min(offset, size)
+            handle.seek(start)
+            data = handle.read(at_most)
+        data = data[: data.rfind(b"\n") + 1]
+        found = []
+        for line in data.splitlines():
+            with contextlib.suppress(ValueError):
+                event = json.loads(line, parse_constant=lambda _: None)
+                if isinstance(event, dict) and "event" in event:
+                    found.append(event)
+        return found, start + len(data)
 
     def accept_regression(self, why: str) -> None:
         """Record, after the fact, that the gate may be overridden, and why."""
@@ -273,6 +299,10 @@ def find(store: Store, run_id: str | None) -> Run:
     What is part of longer work goes on with that, so it has to be asked for by id.
     Raises UnknownNameError, UsageError when several match.
     """
+    if run_id is not None and Path(run_id).name == run_id:
+        whole = Run(store.runs_dir / run_id)
+        if (whole.directory / SPEC).is_file():  # the others need not be read
+            return whole
     runs = all_runs(store)
     if run_id is None:
         open_runs = [run for run in runs if not run.finished and run.spec.part_of is None]
@@ -280,9 +310,8 @@ def find(store: Store, run_id: str | None) -> Run:
             raise UnknownNameError("no run is waiting to be resumed", hint="start: lamina train …")
         return open_runs[-1]
     found = [run for run in runs if run_id in run.id]
-    exact = [run for run in found if run.id == run_id]
-    if len(exact or found) == 1:
-        return (exact or found)[0]
+    if len(found) == 1:
+        return found[0]
     if not found:
         raise UnknownNameError(f"no run {run_id!r}", hint="see: lamina runs")
     raise UsageError(f"{run_id!r} means several runs", faults=[run.id for run in found])

@@ -5,7 +5,7 @@
 <root>/index.json           what is kept and named
 <root>/blobs/sha256/<hex>   every byte
 <root>/lamina.lock          held while the index changes
-<root>/cache, <root>/runs   no part of the layout
+<root>/cache, <root>/runs   no part of the layout; nor is votes.jsonl (see `flows.votes`)
 ```
 """
 

@@ -14,12 +14,13 @@ from lamina.core.errors import LaminaError
 from lamina.core.version import __version__
 from lamina.flows.hosting import Host
 from lamina.web import chat, models, text
-from lamina.web.desk import Desk, needs_admin
+from lamina.web.desk import Desk, needs_admin, needs_all_stacks
 from lamina.web.errors import Refusal, invalid, refusal
 from lamina.web.guard import CLIENT_LEFT, Guard
 from lamina.web.keys import Keys
 from lamina.web.metrics import CONTENT_TYPE, Metrics
 from lamina.web.settings import Settings
+from lamina.web.ui import routes as ui
 from lamina.web.waiting import ClientLeft
 
 
@@ -37,6 +38,7 @@ def create_app(host: Host, settings: Settings) -> FastAPI:
     app.state.desk = desk
     for part in (models, chat, text):
         app.include_router(part.router(desk))
+    app.include_router(ui.router(host.store, dependencies=[Depends(needs_all_stacks)]))
     _add_health(app, desk)
     _add_errors(app)
     app.add_middleware(Guard, desk=desk)

@@ -45,6 +45,12 @@ def needs_admin(request: Request) -> None:
         raise Refusal(403, "this needs a key with the role admin", "not_admin")
 
 
+def needs_all_stacks(request: Request) -> None:
+    """A route's dependency: raises Refusal for a key that may ask some stacks only."""
+    if caller_of(request).stacks is not None:
+        raise Refusal(403, "this key is for some stacks only, these pages show all", "some_stacks")
+
+
 @dataclass(frozen=True, eq=False)
 class Desk:
     """A running server's parts."""
