@@ -152,11 +152,14 @@ class Stack:
 
         return "".join(Conversation(self._store, self._reference, **options).ask(text))
 
-    def export(self, directory: str | Path, *, to: str) -> dict[str, Any]:
-        """Write it for another tool ('peft' or 'hf'), checked against its own logits."""
+    def export(self, directory: str | Path, *, to: str, **options: Any) -> dict[str, Any]:
+        """Write it for another tool ('peft', 'hf', 'gguf', …), checked against its own logits.
+
+        Options: precision, accept_loss (see `lamina.flows.adapters.export`).
+        """
         from lamina.flows.adapters import export
 
-        return export(self._store, self._reference, Path(directory), to, self._reporter)
+        return export(self._store, self._reference, Path(directory), to, self._reporter, **options)
 
     def show(self) -> dict[str, Any]:
         """Everything recorded about it and its layers."""

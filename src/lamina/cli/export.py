@@ -1,7 +1,7 @@
 """`lamina export`: hand a stack to other tools, with a check that it is the same model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,9 +21,27 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            "--to", metavar="peft|hf", help="peft: one concatenated adapter. hf: merged weights."
+            "--to",
+            metavar="peft|hf|gguf|gguf-lora",
+            help="peft: one concatenated adapter. hf: merged weights. gguf: merged, for llama.cpp. "
+            "gguf-lora: an adapter for llama.cpp.",
         ),
     ],
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="f32|f16|q8_0|q4_k",
+            help="Number format of a GGUF model. [default: f16]",
+            show_default=False,
+        ),
+    ] = None,
+    accept_loss: Annotated[
+        bool,
+        typer.Option(
+            "--accept-loss",
+            help="Keep an export that differs by more than the limit; its certificate says so.",
+        ),
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Write a stack for another tool, load it back, and compare it with the stack's own logits.
@@ -31,16 +49,33 @@ def export(
     \b
     lamina export agent ./agent-adapter --to peft
     lamina export agent ./agent-model --to hf
+    lamina export agent ./agent-gguf --to gguf --precision q8_0
 
-    Nothing is left behind when the check fails.
+    The folder gets a certificate, lamina.json, that states the difference and the limit. Nothing
+    is left behind when the check fails.
     """
     from lamina.flows.adapters import export as run
 
-    exported = run(environment.open_store(), stack, directory, to, Terminal())
+    exported = run(
+        environment.open_store(),
+        stack,
+        directory,
+        to,
+        Terminal(),
+        precision=precision,
+        accept_loss=accept_loss,
+    )
     if json:
         print_json(exported)
-    else:
-        print_text(
-            f"{exported['directory']}: {exported['to']}, largest relative difference of logits "
-            f"{exported['parity']['max_rel']:.1e} (limit {exported['parity']['limit']:.0e})"
-        )
+        return
+    print_text(f"{exported['directory']}: {exported['to']}, {_verdict(exported['parity'])}")
+    for line in exported["use"]:
+        print_text(f"  {line}")
+
+
+def _verdict(parity: dict[str, Any]) -> str:
+    if parity["ok"] is None:
+        return "not proved"
+    mean = f", mean {parity['mean']:.1e}" if "mean" in parity else ""
+    found = f"{parity['measure']}: {parity['value']:.1e}{mean} (limit {parity['limit']:.0e})"
+    return found if parity["ok"] else f"BEYOND THE LIMIT, kept as told: {found}"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +19,30 @@ class Parity:
     limit: float
     prompts: int
 
+    @property
+    def ok(self) -> bool:
+        """Within the limit."""
+        return self.max_rel <= self.limit
+
     def check(self, what: str) -> "Parity":
         """Return self, or raise CheckError when the difference is beyond the limit."""
-        if not self.max_rel <= self.limit:
+        if not self.ok:
             raise CheckError(
                 f"{what} is not the stack it was made from: logits differ by {self.max_rel:.2e}, "
                 f"the limit is {self.limit:.0e}",
                 hint="nothing was written; please report this",
             )
         return self
+
+    def facts(self) -> dict[str, Any]:
+        """For the certificate."""
+        return {
+            "ok": self.ok,
+            "measure": "largest relative difference of logits",
+            "value": self.max_rel,
+            "limit": self.limit,
+            "prompts": self.prompts,
+        }
 
 
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 5e-2}

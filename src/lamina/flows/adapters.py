@@ -1,5 +1,6 @@
 """`lamina import peft` and `lamina export`: in from and out to other tools."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from torch import nn
 
 from lamina.bases.load import load
 from lamina.core.errors import LayerError, MissingPartError, UsageError
-from lamina.core.files import atomic_directory
+from lamina.core.files import atomic_directory, atomic_write
 from lamina.core.manifests import (
     JSON_TYPE,
     SAFETENSORS_TYPE,
@@ -17,12 +18,15 @@ from lamina.core.manifests import (
     LayerConfig,
 )
 from lamina.core.report import Reporter
+from lamina.core.version import __version__
 from lamina.data.example import Message
 from lamina.export import merged, peft
 from lamina.export.parity import Parity, compare, logits_of
 from lamina.export.readers import as_others_read
+from lamina.flows import to_llama
 from lamina.flows.landing import gate_and_name, land
 from lamina.flows.naming import new_name
+from lamina.flows.outbound import CERTIFICATE, Job, Made, Probe, refuse_packed, refuse_precision
 from lamina.flows.questions import probe_prompts
 from lamina.lowrank import codec
 from lamina.lowrank.attach import check_layer
@@ -104,11 +108,20 @@ def _adapter_files(directory: Path) -> tuple[bytes, Path]:
 
 
 def export(
-    store: Store, text: str, directory: Path, target: str, reporter: Reporter
+    store: Store,
+    text: str,
+    directory: Path,
+    target: str,
+    reporter: Reporter,
+    *,
+    precision: str | None = None,
+    accept_loss: bool = False,
 ) -> dict[str, Any]:
     """Write a stack to `directory` for another tool, only if it comes back as the same model.
 
-    Raises CheckError when the logits differ, UsageError, MissingPartError.
+    The certificate that is returned lies in the folder too. Where the tool is not installed that
+    could read it back, it says that nothing was proved. `accept_loss` keeps an export that differs
+    by more than the limit. Raises CheckError, UsageError, MissingPartError.
     """
     if target not in _TARGETS:
         raise UsageError(f"--to {target!r}: known targets are {', '.join(sorted(_TARGETS))}")
@@ -117,16 +130,31 @@ def export(
     stack = resolve(store, text)
     reporter.event({"event": "examining", "text": f"exporting {text}, then loading it back"})
     with atomic_directory(directory) as work:
-        parity = _TARGETS[target](store, stack, work).check(f"the export of {text} to {target}")
-    return {
-        "stack": stack.digest,
-        "to": target,
-        "directory": str(directory),
-        "parity": {"max_rel": parity.max_rel, "limit": parity.limit, "prompts": parity.prompts},
-    }
+        made = _TARGETS[target](Job(store, stack, work, _probes(store, stack), precision))
+        if made.proof is None:
+            reporter.say(f"NOT PROVED: {made.unproved}")
+        elif not accept_loss:
+            made.proof.check(f"the export of {text} to {target}")
+        parity = made.proof.facts() if made.proof else {"ok": None, "unproved": made.unproved}
+        certificate = {
+            "stack": stack.digest,
+            "to": target,
+            "lamina": __version__,
+            "parity": parity,
+            **made.facts,
+        }
+        atomic_write(work / CERTIFICATE, (json.dumps(certificate, indent=2) + "\n").encode())
+    lines = [line.replace("DIR", str(directory)) for line in made.use]
+    return {**certificate, "directory": str(directory), "use": lines}
 
 
-def _export_peft(store: Store, stack: ResolvedStack, directory: Path) -> Parity:
+def _probes(store: Store, stack: ResolvedStack) -> list[Probe]:
+    return [(PROBE, ()), *probe_prompts(store, stack)]
+
+
+def _export_peft(job: Job) -> Made:
+    refuse_precision(job)
+    store, stack = job.store, job.stack
     layers = [layer_factors(store, layer) for layer in stack.layers]
     directory_of_base, kind = base_directory(store, stack.base), stack.base_config.quantised
     if kind:
@@ -135,8 +163,8 @@ def _export_peft(store: Store, stack: ResolvedStack, directory: Path) -> Parity:
         base = load(directory_of_base, dtype=torch.float32).model
     ours = compile_stack(store, stack, dtype=torch.float32)
     source = (stack.base.annotations or {}).get(SOURCE, "")
-    peft.write(layers, ours.linears, directory, source or stack.config.base)
-    return _parity(store, stack, ours, lambda: load_peft(base, directory))
+    peft.write(layers, ours.linears, job.directory, source or stack.config.base)
+    return Made(_parity(job, ours, lambda: load_peft(base, job.directory)))
 
 
 def load_peft(model: nn.Module, directory: Path) -> nn.Module:
@@ -152,34 +180,26 @@ def load_peft(model: nn.Module, directory: Path) -> nn.Module:
     return wrapped
 
 
-def _export_merged(store: Store, stack: ResolvedStack, directory: Path) -> Parity:
-    kind = stack.base_config.quantised
-    if kind and stack.layers:
-        raise UsageError(
-            f"{stack.label} stands on weights in {kind}: layers merged into them are rounded "
-            "away, and the answers change",
-            hint=f"ship it as an adapter of this base: lamina export {stack.label} DIR --to peft; "
-            f"or carry it to the plain base, lamina rebase {stack.label} --onto-base BASE, and "
-            "export that",
-        )
+def _export_merged(job: Job) -> Made:
+    refuse_precision(job)
+    store, stack = job.store, job.stack
+    if stack.layers:
+        refuse_packed(stack)
     layers = [layer_factors(store, layer) for layer in stack.layers]
-    merged.write(base_directory(store, stack.base), layers, directory)
+    merged.write(base_directory(store, stack.base), layers, job.directory)
     ours = compile_stack(store, stack, dtype=torch.bfloat16)
-    return _parity(store, stack, ours, lambda: load(directory, dtype=torch.bfloat16).model)
+    return Made(_parity(job, ours, lambda: load(job.directory, dtype=torch.bfloat16).model))
 
 
-def _parity(
-    store: Store, stack: ResolvedStack, ours: Compiled, theirs: Callable[[], nn.Module]
-) -> Parity:
-    prompts = [
-        ours.format.prompt_ids(messages, tools)
-        for messages, tools in [(PROBE, ()), *probe_prompts(store, stack)]
-    ]
+def _parity(job: Job, ours: Compiled, theirs: Callable[[], nn.Module]) -> Parity:
+    prompts = [ours.format.prompt_ids(*probe) for probe in job.probes]
     expected = logits_of(ours.model, prompts)
     return compare(expected, logits_of(theirs(), prompts), ours.dtype)
 
 
-_TARGETS: dict[str, Callable[[Store, ResolvedStack, Path], Parity]] = {
+_TARGETS: dict[str, Callable[[Job], Made]] = {
     "peft": _export_peft,
     "hf": _export_merged,
+    "gguf": to_llama.gguf,
+    "gguf-lora": to_llama.gguf_lora,
 }

@@ -1,0 +1,119 @@
+"""Is a file in another engine the same model? Log-probabilities of next tokens, and the tokens.
+
+Not greedy text: one flipped tie makes texts differ where the models do not, and texts agree where
+the models differ by much.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from lamina.core.errors import CheckError
+from lamina.export.gguf_types import Precision
+
+LIKELIEST = 10
+"""Next tokens compared at each place: our likeliest."""
+PLACES = 4
+"""Places compared in each prompt: its end, and three spread before it."""
+
+
+class Limits(NamedTuple):
+    """Differences of log-probabilities beyond which a file is another model."""
+
+    worst: float
+    mean: float
+
+
+LIMITS: dict[Precision, Limits] = {
+    "f32": Limits(0.02, 0.005),
+    "f16": Limits(0.05, 0.01),
+    "q8_0": Limits(0.5, 0.1),
+    "q4_k": Limits(3.0, 0.5),
+}
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """|log p - log q| of our likeliest next tokens, over places in prompts."""
+
+    worst: float
+    mean: float
+    limits: "Limits"
+    prompts: int
+    places: int
+    mistokenised: tuple[str, ...] = ()
+    """Prompts whose tokens differ: their beginnings."""
+
+    @property
+    def ok(self) -> bool:
+        """Within both limits, and every prompt has the same tokens."""
+        near = self.worst <= self.limits.worst and self.mean <= self.limits.mean
+        return near and not self.mistokenised
+
+    def check(self, what: str) -> "Likelihood":
+        """Return self, or raise CheckError."""
+        if self.mistokenised:
+            raise CheckError(
+                f"{what} does not read prompts as the stack does: other tokens",
+                faults=self.mistokenised,
+                hint="nothing was written; --accept-loss writes it all the same, and says so in it",
+            )
+        if not self.ok:
+            raise CheckError(
+                f"{what} is not the stack it was made from: log-probabilities of likely tokens "
+                f"differ by up to {self.worst:.2g} (mean {self.mean:.2g}), the limit is "
+                f"{self.limits.worst:g} (mean {self.limits.mean:g})",
+                hint="nothing was written; --accept-loss writes it all the same, and says so in it",
+            )
+        return self
+
+    def facts(self) -> dict[str, Any]:
+        """For the certificate."""
+        return {
+            "ok": self.ok,
+            "measure": f"|log p - log q| of the {LIKELIEST} likeliest next tokens",
+            "value": self.worst,
+            "mean": self.mean,
+            "limit": self.limits.worst,
+            "limit_of_mean": self.limits.mean,
+            "prompts": self.prompts,
+            "places": self.places,
+            "tokens": "differ" if self.mistokenised else "identical",
+        }
+
+
+Places = list[tuple[list[int], dict[int, float]]]
+"""(ids so far, log-probabilities of our LIKELIEST next tokens)."""
+
+
+@torch.inference_mode()
+def places_of(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Places:
+    """Places in the prompts, and what our model expects there; one prompt at a time."""
+    found: Places = []
+    for prompt in prompts:
+        ids = list(prompt)
+        logits_TV = model(input_ids=torch.tensor([ids])).logits[0].float()
+        lengths = sorted({max(1, len(ids) * (n + 1) // PLACES) for n in range(PLACES)})
+        for length in lengths:
+            logs_V = logits_TV[length - 1].log_softmax(dim=-1)
+            top = logs_V.topk(min(LIKELIEST, logs_V.numel()))
+            likely = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+            found.append((ids[:length], likely))
+    return found
+
+
+def compare(
+    ours: Sequence[Mapping[int, float]], theirs: Sequence[Mapping[int, float]]
+) -> tuple[float, float]:
+    """(worst, mean) of |log p - log q|; a token that the other side does not list is infinite."""
+    worst, total, count = 0.0, 0.0, 0
+    for mine, other in zip(ours, theirs, strict=True):
+        for token, log_p in mine.items():
+            difference = abs(log_p - other.get(token, math.inf))
+            difference = difference if math.isfinite(difference) else math.inf
+            worst, total, count = max(worst, difference), total + difference, count + 1
+    return worst, total / count
