@@ -27,6 +27,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,16 +36,23 @@ import torch
 
 from benchmarks.common import BASE, ROOT, emit, home, median_seconds, parser, say
 from benchmarks.served import ask_all, prepare, questions, server
-from lamina.bases.families import backbone, head
-from lamina.bases.load import load
+from lamina.bases.families import backbone, head, linears
+from lamina.bases.load import empty_model, load
 from lamina.data.example import Message
-from lamina.flows.adapters import export
+from lamina.export import gguf, gguf_lora
+from lamina.export import peft as peft_adapter
 from lamina.serve.batch import Span
 from lamina.serve.engine import Engine, Limits
 from lamina.serve.native import NativeDecoder
 from lamina.serve.open import open_engine
 from lamina.serve.request import Event, Finished, Request
-from lamina.stack.compile import Compiled, base_directory, base_format, compile_stack
+from lamina.stack.compile import (
+    Compiled,
+    base_directory,
+    base_format,
+    compile_stack,
+    layer_factors,
+)
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
 
@@ -286,19 +294,97 @@ def peft_speed(directory: Path, given: argparse.Namespace) -> dict[str, float]:
 
 
 def exported(directory: Path, skipped: list[str]) -> None:
-    """Adapters for PEFT, GGUF files for llama.cpp, made by lamina's own exports, once."""
+    """Adapters for PEFT and GGUF files for llama.cpp, written once: what lamina's exports write."""
     store = Store.open(directory)
+    base = base_directory(store, store.bases()[BASE])
+    modules = linears(empty_model(base))
     for i in range(ROWS):
-        for kind, folder in (("peft", "adapters"), ("gguf-lora", "loras")):
-            target = directory / folder / f"served{i}"
-            wanted = {"adapters": "peft", "loras": "llamacpp"}[folder] not in skipped
-            if wanted and not target.exists():
-                target.parent.mkdir(exist_ok=True)
-                _adapter(store, f"served{i}", target, kind)
-    for kind in ("f16", "q8_0"):
-        target = directory / f"base-{kind}"
-        if "llamacpp" not in skipped and not target.exists():
-            _base_file(store, target, kind)
+        stack = resolve(store, f"served{i}")
+        factors = layer_factors(store, stack.layers[0])
+        folder, file = directory / "adapters" / f"served{i}", directory / f"loras/served{i}.gguf"
+        if "peft" not in skipped and not folder.exists():
+            folder.mkdir(parents=True)
+            peft_adapter.write([factors], modules, folder, str(base))
+        if "llamacpp" not in skipped and not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            gguf_lora.write(base, [factors], file, f"served{i}")
+    form = base_format(store, resolve(store, BASE))
+    for precision in ("f16", "q8_0"):
+        file = directory / f"base-{precision}.gguf"
+        if "llamacpp" not in skipped and not file.exists():
+            gguf.write(base, [], file, precision, form, BASE)
 
 
-RUNS: dict[str, Callable[[Path, argparse.Namespace], dict[str, float]]] = {}
+@contextlib.contextmanager
+def llama_server(file: Path, *, slots: int, adapters: list[Path]) -> Iterator[Callable[..., Any]]:
+    """llama.cpp's server; what to call with a request's fields."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(file)
+    params.n_ctx, params.n_parallel, params.n_gpu_layers = 512 * slots, slots, 0
+    params.warmup, params.verbosity = False, 0
+    threads = torch.get_num_threads()
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    infos = []
+    for path in adapters:
+        info = xllamacpp.CommonAdapterLoraInfo()
+        info.path, info.scale = str(path), 0.0  # each request says what it wants
+        infos.append(info)
+    params.lora_adapters = infos
+    running = xllamacpp.Server(params)
+    open_url = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+
+    def complete(**body: Any) -> Any:
+        request = urllib.request.Request(
+            running.listening_address + "/completion",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with open_url(request, timeout=1200) as answer:
+            return json.load(answer)
+
+    yield complete  # the server ends with the last reference
+
+
+def llamacpp_speeds(directory: Path, given: argparse.Namespace) -> dict[str, float]:
+    """32 requests with an adapter each, and one request over the base in two precisions."""
+    asked = prompts(Store.open(directory), ROWS)
+    options = {"temperature": 0, "ignore_eos": True, "cache_prompt": False}
+    found = {}
+    for precision in ("f16", "q8_0"):
+        file = directory / f"base-{precision}.gguf"
+        with llama_server(file, slots=1, adapters=[]) as complete:
+            complete(prompt=asked[0], n_predict=2, **options)
+            began = time.perf_counter()
+            count = complete(prompt=asked[0], n_predict=128, **options)["tokens_predicted"]
+            found[f"llamacpp_{precision}"] = count / (time.perf_counter() - began)
+    adapters = [directory / f"loras/served{i}.gguf" for i in range(ROWS)]
+    with (
+        llama_server(directory / "base-f16.gguf", slots=ROWS, adapters=adapters) as complete,
+        ThreadPoolExecutor(ROWS) as pool,
+    ):
+
+        def one(row: int) -> int:
+            lora = [{"id": i, "scale": float(i == row)} for i in range(ROWS)]
+            said = complete(prompt=asked[row], n_predict=given.new, lora=lora, **options)
+            count: int = said["tokens_predicted"]
+            return count
+
+        began = time.perf_counter()
+        total = sum(pool.map(one, range(ROWS)))
+        found["llamacpp"] = total / (time.perf_counter() - began)
+    return found
+
+
+RUNS: dict[str, Callable[[Path, argparse.Namespace], dict[str, float]]] = {
+    "engine": engine_speeds,
+    "products": products,
+    "http": http_speed,
+    "transformers": transformers_speeds,
+    "llamacpp": llamacpp_speeds,
+    "peft": peft_speed,
+}
+
+if __name__ == "__main__":
+    main()
