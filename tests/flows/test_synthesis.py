@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from lamina.bases.sample import Sampling, generate
+from lamina.bases.sample import generate
+from lamina.bases.sampling import Sampling
 from lamina.core.digest import short
 from lamina.core.errors import TrainInterrupted
 from lamina.core.report import Silent

@@ -5,7 +5,7 @@ finished rows leave the batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from lamina.bases.families import backbone, head, logits
+from lamina.bases.sampling import Drawer, Sampling
 from lamina.core.seeds import derive
 
 GROWTH = 64
@@ -22,16 +23,6 @@ BATCH_TOKENS = 16384
 """Most prompt tokens, padding included, that are read in one pass."""
 COMPACT_SHARE = 0.25
 """Finished rows leave the batch once they are this share of it."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn. Temperature 0 is greedy and ignores the rest."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
 
 
 class _GrowingLayer(DynamicLayer):  # type: ignore[misc]
@@ -84,23 +75,6 @@ def _new_cache(model: nn.Module) -> Cache:
     return Cache(layers=[_GrowingLayer() for _ in range(layers)])
 
 
-def pick(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
-    """The next token of each row, (B,) int64."""
-    if sampling.temperature <= 0:
-        return logits_BV.argmax(dim=-1)
-    scaled_BV = logits_BV / sampling.temperature
-    if sampling.top_k > 0:
-        floor_B1 = scaled_BV.topk(min(sampling.top_k, scaled_BV.shape[-1])).values[:, -1:]
-        scaled_BV = scaled_BV.masked_fill(scaled_BV < floor_B1, -torch.inf)
-    probabilities_BV = scaled_BV.softmax(dim=-1)
-    if sampling.top_p < 1:
-        ordered_BV, index_BV = probabilities_BV.sort(dim=-1, descending=True)
-        before_BV = ordered_BV.cumsum(dim=-1) - ordered_BV
-        ordered_BV = ordered_BV.masked_fill(before_BV >= sampling.top_p, 0.0)
-        probabilities_BV = torch.zeros_like(probabilities_BV).scatter(1, index_BV, ordered_BV)
-    return torch.multinomial(probabilities_BV, 1, generator=generator)[:, 0]
-
-
 class Stream:
     """One conversation's generator: the cache of the last prompt is kept, and what a new prompt
     shares with it from the start is not read again."""
@@ -127,7 +101,7 @@ class Stream:
         fresh = list(prompt[shared:])
         spec = head(self._model)
         device = spec.weight.device
-        generator = _generator(sampling, 0, device)
+        drawer = Drawer(sampling, prompt)
         for _ in range(max_new_tokens):
             with torch.inference_mode():
                 hidden_1TH = backbone(self._model)(
@@ -135,7 +109,7 @@ class Stream:
                     past_key_values=self._cache,
                     use_cache=True,
                 ).last_hidden_state
-                token = int(pick(logits(hidden_1TH[:, -1], spec).float(), sampling, generator))
+                token = drawer.next(logits(hidden_1TH[0, -1], spec).float())
             self._ids += fresh
             if token in stop_ids:
                 return
@@ -150,10 +124,12 @@ def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     return min(len(left), len(right))
 
 
-def _generator(sampling: Sampling, batch: int, device: torch.device) -> torch.Generator | None:
-    if sampling.temperature <= 0:
-        return None
-    return torch.Generator(device).manual_seed(derive(sampling.seed, "sample", batch))
+def drawers(sampling: Sampling, prompts: Sequence[Sequence[int]]) -> list[Drawer]:
+    """One a row, each with a seed of its own: what a row draws depends on its place alone."""
+    return [
+        Drawer(replace(sampling, seed=derive(sampling.seed, "sample", row)), prompt)
+        for row, prompt in enumerate(prompts)
+    ]
 
 
 def generate(
@@ -175,13 +151,13 @@ def generate(
     sampling = sampling or Sampling()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, list[int]] = {}
-    for number, batch in enumerate(_batches(order, [len(p) for p in prompts])):
+    drawn = drawers(sampling, prompts)
+    for batch in _batches(order, [len(p) for p in prompts]):
         rows = [prompts[i] for i in batch]
-        generator = _generator(sampling, number, head(model).weight.device)
         for i, answer in zip(
             batch,
             _generate_batch(
-                model, rows, max_new_tokens, stop_ids, sampling, generator, pad_id, ended
+                model, rows, max_new_tokens, stop_ids, [drawn[i] for i in batch], pad_id, ended
             ),
             strict=True,
         ):
@@ -203,14 +179,21 @@ def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]
         yield batch
 
 
+def _drawn(logits_BV: Tensor, rows: Sequence[Drawer]) -> Tensor:
+    """The next token of each row, (B,) int64."""
+    if all(drawer.plain for drawer in rows):
+        return logits_BV.argmax(dim=-1)
+    drawn = [drawer.next(z_V) for drawer, z_V in zip(rows, logits_BV, strict=True)]
+    return torch.tensor(drawn, device=logits_BV.device)
+
+
 @torch.inference_mode()
 def _generate_batch(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     stop_ids: Sequence[int],
-    sampling: Sampling,
-    generator: torch.Generator | None,
+    drawn: Sequence[Drawer],
     pad_id: int,
     ended: Callable[[Sequence[int]], bool],
 ) -> list[list[int]]:
@@ -237,7 +220,7 @@ def _generate_batch(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        next_B = pick(logits(hidden_BTH[:, -1], spec).float(), sampling, generator)
+        next_B = _drawn(logits(hidden_BTH[:, -1], spec).float(), [drawn[row] for row in alive])
         for row, token in zip(alive, next_B.tolist(), strict=True):
             if row in done:
                 continue

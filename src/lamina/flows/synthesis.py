@@ -20,7 +20,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lamina.bases.sample import Sampling, generate
+from lamina.bases.sample import generate
+from lamina.bases.sampling import Sampling
 from lamina.core.errors import DataError, TrainInterrupted
 from lamina.core.report import Reporter
 from lamina.core.seeds import derive

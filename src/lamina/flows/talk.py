@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from lamina.bases.sample import Sampling, Stream
+from lamina.bases.sample import Stream
+from lamina.bases.sampling import Sampling
 from lamina.core.errors import UsageError
 from lamina.data.example import Message
 from lamina.stack.compile import Compiled, compile_stack, device_at_hand
