@@ -274,16 +274,17 @@ struct Pass {
 
 // Where sequences' tokens and their keys and values are.
 struct Cache {
-    u32 *k, *v;             // [blocks][K][D/2][BLOCK] and [blocks][K][BLOCK/2][D], of one layer
+    u32 *k, *v;             // [K][D/2][BLOCK] and [K][BLOCK/2][D] of one layer, in each block
+    long stride;            // from block to block, which holds all layers
     const int32_t* blocks;  // (S, width): each sequence's blocks in order
     long width;
     const int64_t *start, *past;  // (S + 1) first rows; (S) tokens that are there already
     const int32_t* seq;           // (N) each row's sequence
     u32* keys(long s, long b, const Pass& p, long j) const {
-        return k + ((long)blocks[s * width + b] * p.K + j) * (p.D / 2) * BLOCK;
+        return k + blocks[s * width + b] * stride + j * (p.D / 2) * BLOCK;
     }
     u32* values(long s, long b, const Pass& p, long j) const {
-        return v + ((long)blocks[s * width + b] * p.K + j) * (BLOCK / 2) * p.D;
+        return v + blocks[s * width + b] * stride + j * (BLOCK / 2) * p.D;
     }
 };
 
@@ -334,6 +335,10 @@ void soften(const float* S, u16* P, long live, long cols, float scale, float* in
     }
     *inverse = 1.0f / _mm512_reduce_add_ps(sum);
 }
+// all words of a block of one head: blocks lie anywhere, so no processor sees them coming
+INL void fetch(const u32* words, long count) {
+    for (long i = 0; i < count; i += 16) _mm_prefetch((const char*)(words + i), _MM_HINT_T1);
+}
 // `rows` queries of one key/value head; row r sees the first `live + r * step` tokens
 void attend(const Pass& p, const Cache& cache, long s, long j, const u16* q, long stride, long rows,
             long live, long step, u16* out, long out_stride) {
@@ -343,9 +348,13 @@ void attend(const Pass& p, const Cache& cache, long s, long j, const u16* q, lon
     u16* P = scratch.take<u16>(rows * wide);
     float* O = scratch.take<float>(rows * p.D);
     float inverse[QUERIES];
-    for (long b = 0; b < blocks; b++)
+    fetch(cache.keys(s, 0, p, j), p.D * BLOCK / 2);
+    for (long b = 0; b < blocks; b++) {
+        if (b + 1 < blocks) fetch(cache.keys(s, b + 1, p, j), p.D * BLOCK / 2);
+        fetch(cache.values(s, b, p, j), p.D * BLOCK / 2);
         gemm(rows, BLOCK, p.D / 2, (const u32*)q, stride / 2, 1, cache.keys(s, b, p, j), BLOCK,
              S + b * BLOCK, wide, false);
+    }
     for (long r = 0; r < rows; r++)
         soften(S + r * wide, P + r * wide, live + r * step, wide, p.scale, inverse + r);
     for (long b = 0; b < blocks; b++)
@@ -403,7 +412,7 @@ const long LINEAR_WORDS = 8, LAYER_WORDS = LINEARS * LINEAR_WORDS + 5;
 extern "C" {
 // layers (L, LAYER_WORDS): qkv, out, gate and up, down (LINEAR_WORDS each), norm before attention,
 // norm before the MLP, norms of queries and of keys by head (or 0), whether queries and keys turn.
-// tail: the head's linear, the last norm. sizes: L, C, F, H, K, D, blocks, threads.
+// tail: the head's linear, the last norm. sizes: L, C, F, H, K, D, threads.
 // batch: N, S, width of the block table, pieces, attention's tasks, wanted rows, tables of updates.
 // pieces (P, 4): table of updates, lo, hi, place in u. x (N, C): embeddings in, last hidden out.
 void decode_pass(const int64_t* layers, const int64_t* tail, const int64_t* sizes, float eps,
@@ -412,12 +421,12 @@ void decode_pass(const int64_t* layers, const int64_t* tail, const int64_t* size
                  const int32_t* blocks, const int64_t* tasks, const int64_t* wanted, u32* keys,
                  u32* values, const float* cos_, const float* sin_, u16* x, u16* normed, u16* qkv,
                  u16* wide, u16* u, float* terms, float* logits) {
-    const long L = sizes[0], pool = sizes[6], threads = sizes[7];
+    const long L = sizes[0], threads = sizes[6];
     Pass p;
     p.N = batch[0], p.C = sizes[1], p.F = sizes[2], p.H = sizes[3], p.K = sizes[4], p.D = sizes[5];
     p.qkv_width = (p.H + 2 * p.K) * p.D, p.eps = eps, p.scale = scale;
     p.piece_count = batch[3], p.piece_of = piece_of, p.alike = alike, p.terms = terms;
-    const long task_count = batch[4], M = batch[5], per = pool * p.K * p.D * BLOCK / 2;
+    const long task_count = batch[4], M = batch[5], per = p.K * p.D * BLOCK / 2;
     const bool layered = p.piece_count > 0;
     Piece* made = new Piece[p.piece_count];
     for (long i = 0; i < p.piece_count; i++)
@@ -431,7 +440,7 @@ void decode_pass(const int64_t* layers, const int64_t* tail, const int64_t* size
             for (long i = 0; i < distinct; i++)
                 ranges.push_back(range_of(linear_at(layers + l * LAYER_WORDS + g * LINEAR_WORDS),
                                           update_at((const int64_t*)tables[i], l, g)));
-    Cache cache = {keys, values, blocks, batch[2], start, past, seq};
+    Cache cache = {keys, values, L * per, blocks, batch[2], start, past, seq};
 #pragma omp parallel num_threads((int)threads)
     {
         Cache mine = cache;

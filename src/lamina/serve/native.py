@@ -190,9 +190,8 @@ class NativeDecoder:
 
     def reserve(self, blocks: int) -> None:
         """See `Decoder.reserve`. Pages of the cache take memory once they are written."""
-        words = len(self._layers) * blocks * self._keys * self._size * BLOCK // 2
-        self._pool = (torch.zeros(words, dtype=torch.int32), torch.zeros(words, dtype=torch.int32))
-        self._blocks = blocks
+        size = self.block_bytes // 2 * blocks
+        self._pool = (Arena([size]).room, Arena([size]).room)
 
     def run(self, spans: Sequence[Span]) -> Tensor:
         """See `Decoder.run`."""
@@ -207,7 +206,7 @@ class NativeDecoder:
         tables = _tables(laid)
         batch.append(len(tables))
         sizes = [len(self._layers), self._channels, self._wide, self._heads, self._keys]
-        sizes += [self._size, self._blocks, self._threads]
+        sizes += [self._size, self._threads]
         width = (self._heads + 2 * self._keys) * self._size
         terms = 0 if alike.all() else n * max(width, 2 * self._wide, self._channels)
         logits = self._scratch("logits", wanted * self._tail[3], torch.float32)

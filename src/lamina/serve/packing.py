@@ -32,17 +32,18 @@ class Arena:
         room = mmap.mmap(-1, max(LINE, sum(map(_lines, sizes))), flags=private)
         with contextlib.suppress(AttributeError, OSError):  # elsewhere than on Linux
             room.madvise(mmap.MADV_HUGEPAGE)
-        self._room = torch.frombuffer(room, dtype=torch.int32)
+        self.room = torch.frombuffer(room, dtype=torch.int32)
+        """All of it: zeros at first, which take memory once they are written."""
         self._used = 0
 
     @property
     def bytes(self) -> int:
         """Its size."""
-        return self._room.nbytes
+        return self.room.nbytes
 
     def put(self, tensor: Tensor) -> int:
         """Copy an int32 tensor to the next free line; its address."""
-        place = self._room[self._used // 4 :][: tensor.numel()]
+        place = self.room[self._used // 4 :][: tensor.numel()]
         place.copy_(tensor.flatten())
         self._used += _lines(tensor.nbytes)
         return place.data_ptr()
