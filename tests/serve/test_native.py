@@ -47,13 +47,13 @@ def check(model, folder):
     """Reads `ids` under layers: as near to float32 as transformers' own bfloat16 is."""
     exact = model_of(folder, dtype=torch.float32)
 
-    def near(ids, layers):
+    def near(ids, layers, **options):
         texts = [tokens(seed, 9 + 3 * seed) + ids for seed in range(8)]
         theirs, wanted, base = (
             torch.stack([own_logits(m, text, some) for text in texts])
             for m, some in ((model, layers), (exact, layers), (exact, []))
         )
-        decoder = NativeDecoder(copy.deepcopy(model))
+        decoder = NativeDecoder(copy.deepcopy(model), **options)
         reader, loaded = Reader(decoder), [decoder.load(layer) for layer in layers]
         under = [reader.sequence(text, loaded) for text in texts]
         found = reader.read(*((sequence, len(sequence.ids)) for sequence in under))
@@ -69,9 +69,10 @@ def test_logits_are_as_near_to_float32_as_those_of_transformers(model, check):
     check(tokens(0, 45), [random_layer(model, 1), random_layer(model, 2, rank=8)])
 
 
-def test_a_rows_numbers_do_not_depend_on_the_batch(model):
+@pytest.mark.parametrize("bits", [16, 8])
+def test_a_rows_numbers_do_not_depend_on_the_batch(model, bits):
     layers = [random_layer(model, seed, rank=1 + seed) for seed in range(4)]
-    decoder = NativeDecoder(model)
+    decoder = NativeDecoder(model, layer_bits=bits)
     a, b, c, d = (decoder.load(layer) for layer in layers)
     stacks = [(), (a,), (a, b), (a, c), (d,), (a, b, d), (), (a, b)]
     alone = []
@@ -129,6 +130,28 @@ def test_layers_on_some_linears_only(model, check, only):
 def test_a_weight_scales_what_a_layer_adds(model, check):
     layer = {name: f.weighted(0.25) for name, f in random_layer(model, 5, scale=2.0).items()}
     check(tokens(0, 20), [layer])
+
+
+def test_layers_in_bytes_cost_less_than_bfloat16_does(model, check):
+    """Layers a tenth as strong as the weights: trained ones change less. What bytes round is then
+    less than what bfloat16 rounds of everything else."""
+    layers = [random_layer(model, seed, rank=5, scale=0.1) for seed in (1, 2)]
+    check(tokens(0, 45), layers, layer_bits=8)
+
+
+def test_layers_in_bytes_with_a_member_missing_and_wide_ranks(model, check):
+    check(tokens(0, 20), [random_layer(model, 5, only="v_proj", rank=19, scale=0.1)], layer_bits=8)
+    check(
+        tokens(0, 20), [random_layer(model, 5, only="up_proj", rank=70, scale=0.05)], layer_bits=8
+    )
+
+
+def test_bytes_take_half_the_memory(model):
+    layer = random_layer(model, 1, rank=16)
+    sizes = [
+        NativeDecoder(copy.deepcopy(model), layer_bits=bits).load(layer).bytes for bits in (16, 8)
+    ]
+    assert sizes[1] < 0.6 * sizes[0]
 
 
 def test_ranks_beyond_a_tile(model, check):

@@ -56,6 +56,99 @@ void tiles(long rows, const u32* x, long xs, const u32* w, long kp, float* c, co
     }
 }
 
+// 16 words of two signed bytes each, as bfloat16
+INL __m512i bytes_at(const char* p) {
+    __m256i raw = _mm256_loadu_si256((const __m256i*)p);
+    __m512 lo = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(raw)));
+    __m512 hi = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(raw, 1)));
+    return (__m512i)_mm512_cvtne2ps_pbh(hi, lo);
+}
+// c[m][0..15] += sum over k of x[m][k] . w[k][0..15], even k and odd k apart, w in bytes
+template <int MR>
+INL void byte_rows(const u32* x, long xs, const char* w, long kp, float* c, long ldc) {
+    __m512 even[MR], odd[MR];
+    for (int m = 0; m < MR; m++) even[m] = _mm512_loadu_ps(c + m * ldc), odd[m] = _mm512_setzero_ps();
+    long k = 0;
+    for (; k + 2 <= kp; k += 2) {
+        __m512i w0 = bytes_at(w + k * 32), w1 = bytes_at(w + k * 32 + 32);
+#pragma GCC unroll 4
+        for (int m = 0; m < MR; m++) {
+            __m512i s0 = _mm512_set1_epi32((int)x[m * xs + k]);
+            __m512i s1 = _mm512_set1_epi32((int)x[m * xs + k + 1]);
+            even[m] = _mm512_dpbf16_ps(even[m], (__m512bh)s0, (__m512bh)w0);
+            odd[m] = _mm512_dpbf16_ps(odd[m], (__m512bh)s1, (__m512bh)w1);
+        }
+    }
+    if (k < kp) {
+        __m512i w0 = bytes_at(w + k * 32);
+        for (int m = 0; m < MR; m++) {
+            __m512i s0 = _mm512_set1_epi32((int)x[m * xs + k]);
+            even[m] = _mm512_dpbf16_ps(even[m], (__m512bh)s0, (__m512bh)w0);
+        }
+    }
+    for (int m = 0; m < MR; m++) _mm512_storeu_ps(c + m * ldc, _mm512_add_ps(even[m], odd[m]));
+}
+void byte_product(long rows, const u32* x, long xs, const char* w, long kp, float* c, long ldc) {
+    switch (rows) {
+        case 1:
+            return byte_rows<1>(x, xs, w, kp, c, ldc);
+        case 2:
+            return byte_rows<2>(x, xs, w, kp, c, ldc);
+        case 3:
+            return byte_rows<3>(x, xs, w, kp, c, ldc);
+        default:
+            return byte_rows<4>(x, xs, w, kp, c, ldc);
+    }
+}
+
+// c[m][j * by + 0..15] += sum over k of u[m][k] . b[j][k][0..15], of N chunks
+template <int MR, int N, bool BYTES>
+INL void chunks(const u32* u, long us, const u32* b, long pairs, float* c, long ldc, long by) {
+    __m512 a[MR][N];
+    for (int m = 0; m < MR; m++)
+        for (int j = 0; j < N; j++) a[m][j] = _mm512_loadu_ps(c + m * ldc + j * by);
+    for (long k = 0; k < pairs; k++) {
+        __m512i w[N];
+#pragma GCC unroll 4
+        for (int j = 0; j < N; j++)
+            w[j] = BYTES ? bytes_at((const char*)b + (j * pairs + k) * 32)
+                         : _mm512_loadu_si512(b + (j * pairs + k) * 16);
+#pragma GCC unroll 4
+        for (int m = 0; m < MR; m++) {
+            __m512i s = _mm512_set1_epi32((int)u[m * us + k]);
+#pragma GCC unroll 4
+            for (int j = 0; j < N; j++)
+                a[m][j] = _mm512_dpbf16_ps(a[m][j], (__m512bh)s, (__m512bh)w[j]);
+        }
+    }
+    for (int m = 0; m < MR; m++)
+        for (int j = 0; j < N; j++) _mm512_storeu_ps(c + m * ldc + j * by, a[m][j]);
+}
+template <int MR, bool BYTES>
+INL void all_chunks(const u32* u, long us, const u32* b, long pairs, float* c, long ldc, long by,
+                    long count) {
+    const long words = pairs * (BYTES ? 8 : 16);
+    long i = 0;
+    for (; i + 4 <= count; i += 4)
+        chunks<MR, 4, BYTES>(u, us, b + i * words, pairs, c + i * by, ldc, by);
+    for (; i < count; i++)
+        chunks<MR, 1, BYTES>(u, us, b + i * words, pairs, c + i * by, ldc, by);
+}
+template <bool BYTES>
+void add_chunks(long rows, const u32* u, long us, const u32* b, long pairs, float* c, long ldc,
+                long by, long count) {
+    switch (rows) {
+        case 1:
+            return all_chunks<1, BYTES>(u, us, b, pairs, c, ldc, by, count);
+        case 2:
+            return all_chunks<2, BYTES>(u, us, b, pairs, c, ldc, by, count);
+        case 3:
+            return all_chunks<3, BYTES>(u, us, b, pairs, c, ldc, by, count);
+        default:
+            return all_chunks<4, BYTES>(u, us, b, pairs, c, ldc, by, count);
+    }
+}
+
 // A linear, or several that read one tensor.
 struct Linear {
     const u32* w;       // packed
@@ -67,14 +160,15 @@ struct Linear {
 };
 // What a layer adds to one Linear.
 struct Update {
-    const u32* a;  // packed [I/2][ranks]; null: nothing
+    const u32* a;  // packed [I/2][ranks], of bytes [ranks/16][I/2][16]; null: nothing
     long ranks;    // of all members, each even, together filled up to a multiple of 16
     struct {
         long first, pairs;  // columns of u
         const u32* b;       // [O/16][pairs][16]
     } of[3];
+    const float* scale;  // (ranks): what bytes are multiplied with; null: bfloat16 words
 };
-const long LINEARS = 4, UPDATE_WORDS = 11;
+const long LINEARS = 4, UPDATE_WORDS = 12;
 Update update_at(const int64_t* table, long layer, long linear) {
     const int64_t* t = table + (layer * LINEARS + linear) * UPDATE_WORDS;
     Update u;
@@ -83,6 +177,7 @@ Update update_at(const int64_t* table, long layer, long linear) {
     for (long m = 0; m < 3; m++)
         u.of[m].first = t[2 + 3 * m], u.of[m].pairs = t[3 + 3 * m],
         u.of[m].b = (const u32*)t[4 + 3 * m];
+    u.scale = (const float*)t[11];
     return u;
 }
 // Rows of one part that one layer is added to.
@@ -171,9 +266,12 @@ struct Pass {
         const long pairs = up_.of[m].pairs, by = l.interleaved ? 32 : 16;
         if (!pairs) return;
         const u32* u = (const u32*)piece.u + up_.of[m].first / 2;
-        for (long i = chunk; i < end; i++)
-            gemm(piece.hi - piece.lo, 16, pairs, u, up_.ranks / 2, 1, up_.of[m].b + i * pairs * 16,
-                 16, c + (i - chunk) * by, ldc, true);
+        const long rows = piece.hi - piece.lo, us = up_.ranks / 2;
+        const u32* b = up_.of[m].b + chunk * pairs * (up_.scale ? 8 : 16);
+        if (up_.scale)
+            add_chunks<true>(rows, u, us, b, pairs, c, ldc, by, end - chunk);
+        else
+            add_chunks<false>(rows, u, us, b, pairs, c, ldc, by, end - chunk);
     }
     void add_alike(const Linear& l, long layer, long which, long t, long p, long rows,
                    float* c) const {
@@ -227,13 +325,28 @@ struct Pass {
             _mm_prefetch((const char*)up_.of[0].b + i * 64, _MM_HINT_T1);
         }
     }
+    static void scaled(const Update& up_, long rows, long first, long cols, const u32* x, long kp,
+                       float* c) {
+        memset(c, 0, rows * 64 * 4);
+        for (long n = 0; n < cols; n += 16) {
+            byte_product(rows, x, kp, (const char*)up_.a + (first + n) * kp * 2, kp, c + n, 64);
+            __m512 scale = _mm512_loadu_ps(up_.scale + first + n);
+            for (long r = 0; r < rows; r++) {
+                float* at = c + r * 64 + n;
+                _mm512_storeu_ps(at, _mm512_mul_ps(scale, _mm512_loadu_ps(at)));
+            }
+        }
+    }
     static void project(const Update& up_, const Piece& piece, long in, const u16* x) {
         const long rows = piece.hi - piece.lo;
         alignas(64) float c[PART * 64];
         for (long n = 0; n < up_.ranks; n += 64) {
             long cols = std::min(64L, up_.ranks - n);
-            gemm(rows, cols, in / 2, (const u32*)(x + piece.lo * in), in / 2, 1, up_.a + n,
-                 up_.ranks, c, 64, false);
+            const u32* xs = (const u32*)(x + piece.lo * in);
+            if (up_.scale)
+                scaled(up_, rows, n, cols, xs, in / 2, c);
+            else
+                gemm(rows, cols, in / 2, xs, in / 2, 1, up_.a + n, up_.ranks, c, 64, false);
             for (long r = 0; r < rows; r++) to_bf16(c + r * 64, piece.u + r * up_.ranks + n, cols);
         }
     }
@@ -404,7 +517,7 @@ Range range_of(const Linear& l, const Update& u) {
     long words = l.in / 2 * u.ranks;
     for (long m = 0; m < l.members; m++)
         words += (l.ends[m] - (m ? l.ends[m - 1] : 0)) * u.of[m].pairs * 16;
-    return {(const char*)u.a, words / 16};
+    return {(const char*)u.a, words / (u.scale ? 32 : 16)};
 }
 const long LINEAR_WORDS = 8, LAYER_WORDS = LINEARS * LINEAR_WORDS + 5;
 }  // namespace

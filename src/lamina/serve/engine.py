@@ -41,6 +41,8 @@ class Limits:
     """Most requests that wait for a place; one more is refused."""
     layer_bytes: int | None = None
     """Memory for layers that are kept for the next request; None: all that were ever asked for."""
+    layer_bits: int = 16
+    """16: factors in bfloat16; 8: in bytes with a scale for each rank, half the memory to read."""
 
 
 @dataclass(eq=False)

@@ -82,13 +82,18 @@ def why_not(model: nn.Module) -> str:
 
 
 class NativeDecoder:
-    """See `Decoder`. Takes the model's linears apart: after this the model cannot be run."""
+    """See `Decoder`. Takes the model's linears apart: after this the model cannot be run.
 
-    def __init__(self, model: nn.Module, *, threads: int | None = None) -> None:
+    layer_bits: 16 keeps factors in bfloat16, 8 in bytes with a scale for each rank.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, threads: int | None = None, layer_bits: int = 16
+    ) -> None:
         config: Any = model.config
         inner: Any = backbone(model)
         attention = inner.layers[0].self_attn
-        self._threads = threads or torch.get_num_threads()
+        self._threads, self._bits = threads or torch.get_num_threads(), layer_bits
         self._heads, self._keys = config.num_attention_heads, config.num_key_value_heads
         self._size, self._scale = attention.head_dim, float(attention.scaling)
         self._channels, self._wide = config.hidden_size, config.intermediate_size
@@ -160,7 +165,7 @@ class NativeDecoder:
         ends += [ends[-1]] * (3 - len(ends))
         inputs = weight_OI.shape[1]
         packed = panels(weight_OI, PANEL)
-        outputs = len(packed) * PANEL
+        outputs = packed.shape[0] * PANEL
         return [self._arena.put(packed), bias, inputs, outputs, int(interleaved), *ends]
 
     def load(self, factors: LayerFactors) -> Packed:
@@ -171,7 +176,7 @@ class NativeDecoder:
         for index in range(len(self._layers)):
             for group in GROUPS:
                 parts = [factors.get(f"{self._prefix}.{index}.{name}") for name in group.members]
-                words, ranks = update_words(parts, tensors)
+                words, ranks = update_words(parts, tensors, self._bits)
                 table.append(words)
                 widest = max(widest, ranks)
         arena = Arena(t.nbytes for t in tensors)

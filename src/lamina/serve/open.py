@@ -4,6 +4,7 @@ from functools import partial
 
 import torch
 
+from lamina.core.errors import UsageError
 from lamina.core.manifests import Descriptor
 from lamina.serve import native
 from lamina.serve.batch import Decoder
@@ -32,20 +33,27 @@ def open_engine(
     compiled = compile_stack(
         store, over_base(store, base, label="the base"), device=device or device_at_hand()
     )
+    limits = limits or Limits()
     return Engine(
         base.digest,
-        decoder_of(compiled, threads=threads),
+        decoder_of(compiled, threads=threads, layer_bits=limits.layer_bits),
         partial(layer_factors, store),
         context=context_of(compiled),
         limits=limits,
     )
 
 
-def decoder_of(compiled: Compiled, *, threads: int | None = None) -> Decoder:
-    """The fastest decoder that the model and the machine allow. The model is used up."""
+def decoder_of(compiled: Compiled, *, threads: int | None = None, layer_bits: int = 16) -> Decoder:
+    """The fastest decoder that the model and the machine allow. The model is used up.
+
+    Raises UsageError for layers in 8 bits where only the generic decoder is to be had.
+    """
     with torch.inference_mode():
-        if not native.why_not(compiled.model):
-            return native.NativeDecoder(compiled.model, threads=threads)
+        reason = native.why_not(compiled.model)
+        if not reason:
+            return native.NativeDecoder(compiled.model, threads=threads, layer_bits=layer_bits)
+        if layer_bits != 16:
+            raise UsageError(f"layers in {layer_bits} bits need the native kernels: {reason}")
         return GenericDecoder(compiled.model)
 
 

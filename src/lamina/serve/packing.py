@@ -18,7 +18,7 @@ PANEL = 32
 """Outputs of a panel of packed weights."""
 LINE = 64
 """Bytes of a cache line."""
-ADDRESSES = (0, 4, 7, 10)
+ADDRESSES = (0, 4, 7, 10, 11)
 """Places of addresses among the words of an update."""
 
 
@@ -55,7 +55,7 @@ def _lines(size: int) -> int:
 
 
 class Packed:
-    """A layer's factors as the kernels read them: B scaled, all in bfloat16, in one piece."""
+    """A layer's factors as the kernels read them, in one piece."""
 
     def __init__(self, key: int, arena: Arena, table: np.ndarray, widest: int) -> None:
         self.key, self._arena, self.table, self.widest = key, arena, table, widest
@@ -66,31 +66,63 @@ class Packed:
         return self._arena.bytes + self.table.nbytes
 
 
-def update_words(parts: Sequence[Factors | None], tensors: list[Tensor]) -> tuple[list[int], int]:
+def update_words(
+    parts: Sequence[Factors | None], tensors: list[Tensor], bits: int
+) -> tuple[list[int], int]:
     """UPDATE_WORDS of one group, with numbers of `tensors` (from 1) for addresses, and its columns
-    of u; what they point at is added to `tensors`."""
+    of u; what they point at is added to `tensors`, A first. `bits`: 16 for bfloat16, or 8."""
     words: list[int] = []
-    rows: list[Tensor] = []
+    downs: list[Tensor] = []
+    ups: list[Tensor] = []
+    scales: list[Tensor] = []
     used, first = 0, len(tensors)
     for part in parts:
         if part is None:
             words += [used, 0, 0]
             continue
-        a_RI, b_OR = part.a_RI.to(torch.bfloat16), (part.b_OR * part.scale).to(torch.bfloat16)
-        if part.rank % 2:  # a word holds two neighbours
-            a_RI = nn.functional.pad(a_RI, (0, 0, 0, 1))
-            b_OR = nn.functional.pad(b_OR, (0, 1))
-        tensors.append(panels(b_OR, LANES))
-        words += [used, len(a_RI) // 2, len(tensors) + 1]  # behind A, which is read first
-        rows.append(a_RI)
+        a_RI, b_OR, scale_R = _even(*(_in_bytes(part) if bits == 8 else _in_words(part)))
+        ups.append(panels(b_OR, LANES))
+        words += [used, len(a_RI) // 2, first + 1 + len(ups)]
+        downs.append(a_RI)
+        scales.append(scale_R)
         used += len(a_RI)
-    if not rows:
-        return [0] * 11, 0
-    a_RI = torch.cat(rows)
-    a_RI = nn.functional.pad(a_RI, (0, 0, 0, -used % LANES))
-    tensors.insert(first, panels(a_RI, len(a_RI)))
+    if not downs:
+        return [0] * 12, 0
+    filling = -used % LANES
+    a_RI = nn.functional.pad(torch.cat(downs), (0, 0, 0, filling))
+    scale = 0
+    tensors.append(panels(a_RI, LANES if bits == 8 else len(a_RI)))
+    tensors += ups
+    if bits == 8:
+        tensors.append(nn.functional.pad(torch.cat(scales), (0, filling)).view(torch.int32))
+        scale = len(tensors)
     words += [0, 0, 0] * (3 - len(parts))
-    return [first + 1, len(a_RI), *words], len(a_RI)
+    return [first + 1, len(a_RI), *words, scale], len(a_RI)
+
+
+def _in_words(part: Factors) -> tuple[Tensor, Tensor, Tensor]:
+    """A and scaled B in bfloat16."""
+    b_OR = (part.b_OR * part.scale).to(torch.bfloat16)
+    return part.a_RI.to(torch.bfloat16), b_OR, torch.ones(part.rank)
+
+
+def _in_bytes(part: Factors) -> tuple[Tensor, Tensor, Tensor]:
+    """A and B in signed bytes and, for each rank, what their products are multiplied with: the
+    largest of a row of A and of a column of B becomes 127."""
+    a_RI, b_OR = part.a_RI.float(), part.b_OR.float() * part.scale
+    a_R1, b_R = a_RI.abs().amax(dim=1, keepdim=True) / 127, b_OR.abs().amax(dim=0) / 127
+    tiny = torch.finfo(torch.float32).tiny
+    bytes_RI = (a_RI / a_R1.clamp_min(tiny)).round().to(torch.int8)
+    bytes_OR = (b_OR / b_R.clamp_min(tiny)).round().to(torch.int8)
+    return bytes_RI, bytes_OR, a_R1[:, 0] * b_R
+
+
+def _even(a_RI: Tensor, b_OR: Tensor, scale_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """An even rank, filled up with zeros: two neighbours share a word."""
+    if len(a_RI) % 2 == 0:
+        return a_RI, b_OR, scale_R
+    pad = nn.functional.pad
+    return pad(a_RI, (0, 0, 0, 1)), pad(b_OR, (0, 1)), pad(scale_R, (0, 1))
 
 
 def joined(tensors: Sequence[Tensor], interleaved: bool) -> Tensor:
@@ -102,12 +134,13 @@ def joined(tensors: Sequence[Tensor], interleaved: bool) -> Tensor:
 
 
 def panels(weight_OI: Tensor, columns: int) -> Tensor:
-    """(O, I) bfloat16 -> [O / columns][I / 2][columns], a word holding two neighbours of I; outputs
-    are filled up with zeros."""
+    """(O, I) bfloat16 or int8 -> [O / columns][I / 2][columns], int32 in all: two neighbours of I
+    stay together; outputs are filled up with zeros."""
     outputs, inputs = weight_OI.shape
-    weight_OI = nn.functional.pad(weight_OI, (0, 0, 0, -outputs % columns))
-    halves = weight_OI.contiguous().view(torch.int32)
-    return halves.view(-1, columns, inputs // 2).transpose(1, 2).contiguous()
+    weight_OI = nn.functional.pad(weight_OI, (0, 0, 0, -outputs % columns)).contiguous()
+    pairs = weight_OI.view(torch.int32 if weight_OI.dtype.itemsize == 2 else torch.int16)
+    packed = pairs.view(-1, columns, inputs // 2).transpose(1, 2).contiguous()
+    return packed if packed.dtype == torch.int32 else packed.flatten().view(torch.int32)
 
 
 def packed_bytes(outputs: int, inputs: int) -> int:
