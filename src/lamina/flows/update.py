@@ -35,6 +35,11 @@ REHEARSAL = 0.5
 factors that hold the old answers. Rows of the layers beneath have the share that a new layer gives
 them."""
 
+ABOVE = 0.67
+"""Of the decoder's depth an update leaves this share as it is. What answers have in common is made
+below and what tells them apart above: trained everywhere, a few new facts erased a third of the
+old ones, above two thirds of the depth a twentieth, and steps cost a third less."""
+
 PROTECT = 0.0
 """An update may move everything: what it changes lies where its old rows lie."""
 
@@ -217,7 +222,7 @@ def recipe_of(layer: ResolvedLayer, request: Request) -> Recipe:
     opened: dict[str, object] = {
         "steps": None, "stop_after": None, "warmup_steps": None, "schedule": None,
     }  # fmt: skip
-    own = {"rehearsal": REHEARSAL, "protect": PROTECT}
+    own = {"rehearsal": REHEARSAL, "protect": PROTECT, "above": ABOVE}
     opened |= AS_IT_FITS
     return Recipe.parse(old | opened | own | fixed | changes, "the recipe of the update")
 
