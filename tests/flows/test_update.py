@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from lamina.bases.families import layer_of
 from lamina.core.errors import TrainInterrupted, UsageError
 from lamina.core.manifests import LayerConfig
 from lamina.core.names import Name
@@ -17,9 +19,10 @@ from lamina.flows.job import job_of
 from lamina.flows.lineage import status_of
 from lamina.flows.questions import carried
 from lamina.flows.reproduce import reproduce
-from lamina.stack.compile import compile_stack
+from lamina.stack.compile import compile_stack, stored_factors
 from lamina.stack.resolve import resolve
 from tests.flows.world import Said, request, write_rows
+from tests.stacks import new_store
 
 
 def trained(store, data, name="mine", **fields):
@@ -52,6 +55,24 @@ def test_a_new_version_supersedes_the_old_over_the_same_parents(first, tmp_path)
     assert (config.parents, config.rank, config.name) == (old.config.parents, 2, "mine")
     assert str(new.name) == "mine:v2"
     assert store.resolve(Name("mine")).digest == new.stack.digest
+
+
+def test_an_update_leaves_the_lower_layers_as_they_are(tmp_path):
+    store = new_store(tmp_path / "store", layers=3)
+    old = trained(store, write_rows(tmp_path / "old.jsonl", 40))
+    data = write_rows(tmp_path / "new.jsonl", 20, word="fruit")
+    new = updated(store, "mine", data)
+    assert new.config.recipe.above == update.ABOVE
+    before, after = (stored_factors(store, each.layer.digest) for each in (old, new))
+    assert set(before) == set(after)
+    for name in before:
+        same = torch.equal(before[name].a_RI, after[name].a_RI)
+        assert same == (layer_of(name) < 2), name
+    with_all = updated(store, "mine:v1", data, name="all", overrides=(("above", 0.0),))
+    moved = stored_factors(store, with_all.layer.digest)
+    assert not any(torch.equal(before[name].a_RI, moved[name].a_RI) for name in before)
+    fresh = trained(store, data, "upper", above=0.5)
+    assert {layer_of(name) for name in fresh.config.modules} == {1, 2}
 
 
 def test_repeated_updates_keep_the_rank(first, tmp_path):
