@@ -61,14 +61,13 @@ def test_an_update_leaves_the_lower_layers_as_they_are(tmp_path):
     store = new_store(tmp_path / "store", layers=3)
     old = trained(store, write_rows(tmp_path / "old.jsonl", 40))
     data = write_rows(tmp_path / "new.jsonl", 20, word="fruit")
-    new = updated(store, "mine", data)
-    assert new.config.recipe.above == update.ABOVE
+    new = updated(store, "mine", data, overrides=(("above", 0.67),))
     before, after = (stored_factors(store, each.layer.digest) for each in (old, new))
     assert set(before) == set(after)
     for name in before:
         same = torch.equal(before[name].a_RI, after[name].a_RI)
         assert same == (layer_of(name) < 2), name
-    with_all = updated(store, "mine:v1", data, name="all", overrides=(("above", 0.0),))
+    with_all = updated(store, "mine:v1", data, name="all")
     moved = stored_factors(store, with_all.layer.digest)
     assert not any(torch.equal(before[name].a_RI, moved[name].a_RI) for name in before)
     fresh = trained(store, data, "upper", above=0.5)
@@ -209,7 +208,7 @@ def test_rows_of_the_layers_beneath_keep_a_share_of_their_own(store, tmp_path):
 
 
 def test_old_rows_weigh_what_they_stand_for(store, tmp_path):
-    trained(store, write_rows(tmp_path / "old.jsonl", 300))
+    trained(store, write_rows(tmp_path / "old.jsonl", 600))
     long = write_rows(tmp_path / "new.jsonl", 60, word="fruit", answer=lambda n: f"{n} " * 60)
     new = updated(store, "mine", long)
     rows = rehearsal.of_layers(store, new.stack.layers)

@@ -49,7 +49,8 @@ def update(
     above: Annotated[
         float | None,
         typer.Option(
-            metavar="SHARE", help="Leave this share of the decoder's depth, from below, as it is."
+            metavar="SHARE",
+            help="Leave this share of the decoder's depth, from below, as it is: 0.67 for facts.",
         ),
     ] = None,
     drift: Annotated[

@@ -16,8 +16,9 @@ from lamina.flows.ladder.training import opened, run_of, tokens_of
 from lamina.flows.synthesis import write_rows
 from lamina.stack.compile import compile_stack
 
-SHARE_WARM, SHARE_FRESH = 0.15, 0.35
-"""What it may cost, as a share of the tokens that the layer was trained on: warm, from scratch."""
+SHARE_WARM, SHARE_FRESH = 0.15, 0.2
+"""What it may cost, as a share of the tokens that the layer was trained on: warm, from scratch.
+Another family's tokens can take twice the time and more, and its base is loaded beside."""
 COST_OF_WRITING = 20.0
 """Writing a token costs about this many times what training on it does: it is one step of the whole
 model for one token of each row, half of the rows are dropped, and the last to end holds up all."""
