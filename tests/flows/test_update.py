@@ -149,7 +149,7 @@ def test_all_old_rows_are_rehearsed_where_their_file_still_lies(first, tmp_path)
 
 
 def test_what_travels_stands_for_the_versions_that_are_not_at_hand(store, tmp_path):
-    data = write_rows(tmp_path / "old.jsonl", 120)
+    data = write_rows(tmp_path / "old.jsonl", 600)
     trained(store, data)
     updated(store, "mine", write_rows(tmp_path / "second.jsonl", 20, word="fruit"))
     second = resolve(store, "mine").layers[0]
