@@ -39,7 +39,7 @@ MOST_ROWS = 256
 MOST_BYTES = 64 << 10
 """What travels; where rows are longer than 250 bytes the bytes decide. More short rows cost nobody
 more than as many long ones would, and say more of the layer: carried to another family by 64 of
-them it kept 41% of its gain, by 256 for as many steps over 80% (docs/log.md)."""
+them it kept 41% of its gain, by 256 in fewer steps 94% (docs/log.md)."""
 MOST_WRITTEN = 64
 """Rows that a stack writes itself, seconds each, where its own are private."""
 _LARGEST_SHARE = 16

@@ -32,8 +32,8 @@ LEAST_EPOCHS, MOST_EPOCHS = 0.5, float(PASSES)
 UNKNOWN_EPOCHS = 3.0
 """Passes where it isn't on record how long the layer was trained."""
 FEW_PASSES, FASTER = 2.0, 2.0
-"""Up to so many passes from scratch go at this multiple of the layer's rate: rows are not learned by
-heart so soon, and the steps are few (docs/log.md)."""
+"""Up to so many passes from scratch go at this multiple of the layer's rate: rows are not learned
+by heart so soon, and the steps are few (docs/log.md)."""
 BATCH_TOKENS = 256
 """At most, in a step from scratch: rows are few, and what counts is the number of steps."""
 
