@@ -66,10 +66,11 @@ def main() -> None:
     arguments.add_argument("--periods", type=int, default=11)
     arguments.add_argument("--retrain-at", default="5,10", help="periods, or 'all'")
     arguments.add_argument("--epochs", type=float, default=10.0)
-    arguments.add_argument("--update-epochs", type=float, default=3.0)
+    arguments.add_argument("--update-epochs", type=float, default=4.0)
     arguments.add_argument("--lr", type=float, default=1e-3)
     arguments.add_argument("--batch-tokens", type=int, default=192)
-    arguments.add_argument("--update-lr", type=float)
+    arguments.add_argument("--update-lr", type=float, default=1.5e-3)
+    arguments.add_argument("--above", type=float, default=0.67)
     arguments.add_argument("--rehearsal", type=float, default=0.5)
     arguments.add_argument("--drift", type=float, default=0.0)
     arguments.add_argument("--known", type=float, default=0.0)
@@ -184,7 +185,8 @@ class Stream:
         given = self.given
         changes = {
             "epochs": given.update_epochs,
-            "lr": given.update_lr or given.lr,
+            "lr": given.update_lr,
+            "above": given.above,
             "rehearsal": 0.0 if arm.name == "naive" else given.rehearsal,
             "drift": 0.0 if arm.name == "naive" else given.drift,
             "known": 0.0 if arm.name == "naive" else given.known,
@@ -267,6 +269,8 @@ class Stream:
             "epochs": given.epochs,
             "update_epochs": given.update_epochs,
             "lr": given.lr,
+            "update_lr": given.update_lr,
+            "above": given.above,
             "batch_tokens": given.batch_tokens,
             "rehearsal": given.rehearsal,
             "drift": given.drift,

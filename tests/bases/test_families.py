@@ -8,8 +8,10 @@ from lamina.bases.families import (
     CHECKED,
     backbone,
     head,
+    layer_of,
     linears,
     logits,
+    lowest,
     module_ranks,
     select,
     target_modules,
@@ -152,3 +154,15 @@ def test_target_modules_are_the_shortest_exact_names():
     assert target_modules(found, tuple(select(found, ("v_proj", "q_proj")))) == ("q_proj", "v_proj")
     one = ("model.layers.1.mlp.up_proj",)
     assert target_modules(found, one) == one
+
+
+def test_the_lowest_share_of_the_layers_there_are():
+    names = [f"model.layers.{layer}.mlp.{which}" for layer in (2, 3, 5, 11) for which in ("a", "b")]
+
+    def layers(share):
+        return {layer_of(name) for name in lowest(names, share)}
+
+    assert [layers(share) for share in (0.0, 0.24, 0.25, 0.5, 0.99)] == [
+        set(), set(), {2}, {2, 3}, {2, 3, 5},
+    ]  # fmt: skip
+    assert len(lowest(names, 0.5)) == 4

@@ -149,7 +149,7 @@ def test_an_updated_layer_is_trained_again_on_all_of_its_rows(store, mine):
     assert set(run_of(store, made).sources) == set(files)
     recipe, fresh = made.config.recipe, Recipe()
     assert (recipe.rehearsal, recipe.rehearse) == (fresh.rehearsal, fresh.rehearse)
-    assert recipe.protect == fresh.protect
+    assert (recipe.protect, recipe.above) == (fresh.protect, fresh.above)
 
 
 def test_files_that_are_given_must_be_all_of_the_data(store, mine, tmp_path):

@@ -71,7 +71,7 @@ def do(store, what):
 
 
 def test_the_sample_is_small_and_does_not_depend_on_order():
-    rows = [row(n) for n in range(300)]
+    rows = [row(n) for n in range(rehearsal.MOST_ROWS + 50)]
     data = rehearsal.sample(rows)
     assert data == rehearsal.sample(rows[::-1])
     assert len(data.splitlines()) == rehearsal.MOST_ROWS
@@ -123,12 +123,12 @@ def test_a_rare_kind_is_in_the_sample():
 def test_kinds_keep_their_proportion():
     rows = [*(row(n) for n in range(300)), *(call(n) for n in range(100, 200))]
     kinds = kinds_in(rehearsal.sample(rows))
-    assert sorted(kinds.values()) == [16, 48]
+    assert sorted(kinds.values()) == [rehearsal.MOST_ROWS // 4, rehearsal.MOST_ROWS * 3 // 4]
 
 
 def test_one_huge_row_does_not_crowd_out_others():
     huge = row(0, "word " * 12_000)  # nearly all of the bytes
-    others = [row(n) for n in range(1, 200)]
+    others = [row(n) for n in range(1, 2 * rehearsal.MOST_ROWS)]
     found = rows_in(rehearsal.sample([huge, *others]))
     assert huge not in found
     assert len(found) == rehearsal.MOST_ROWS
@@ -152,11 +152,11 @@ def test_samples_merge_whatever_the_old_rows_stand_for(old, new):
 
 
 def test_an_old_row_has_the_share_of_the_rows_it_stands_for():
-    older = rows_in(rehearsal.sample([row(n) for n in range(10_000)]))
+    older = rows_in(rehearsal.sample([row(n) for n in range(10_000)], 64))
     new = [call(n) for n in range(100, 600)]
-    assert sorted(kinds_in(rehearsal.sample(new, older=older)).values()) == [7, 57]
-    assert sorted(kinds_in(rehearsal.sample(new, older=older, weight=156)).values()) == [3, 61]
-    few = rehearsal.sample(new, older=older[:20], weight=156)  # the others were answered anew
+    assert sorted(kinds_in(rehearsal.sample(new, 64, older=older)).values()) == [7, 57]
+    assert sorted(kinds_in(rehearsal.sample(new, 64, older=older, weight=156)).values()) == [3, 61]
+    few = rehearsal.sample(new, 64, older=older[:20], weight=156)  # the others were answered anew
     assert sorted(kinds_in(few).values()) == [20, 44]
 
 

@@ -251,7 +251,7 @@ def test_no_blob_of_a_private_layer_holds_a_row_or_a_piece_of_one(world, tmp_pat
     layer = resolve(world, "secret").layers[-1]
     carried = rehearsal.of_layers(world, [layer])
     assert layer.config.rehearsal == "synthesised"
-    assert 0 < len(carried) <= rehearsal.MOST_ROWS
+    assert 0 < len(carried) <= rehearsal.MOST_WRITTEN
     assert layer.manifest.blob(rehearsal.FILE).size <= rehearsal.MOST_BYTES
     assert leaks(world, layer, secrets()) == []
     data = write(tmp_path / "same.jsonl", secrets())

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from lamina.bases.families import layer_of
 from lamina.core.errors import TrainInterrupted, UsageError
 from lamina.core.manifests import LayerConfig
 from lamina.core.names import Name
@@ -17,9 +19,10 @@ from lamina.flows.job import job_of
 from lamina.flows.lineage import status_of
 from lamina.flows.questions import carried
 from lamina.flows.reproduce import reproduce
-from lamina.stack.compile import compile_stack
+from lamina.stack.compile import compile_stack, stored_factors
 from lamina.stack.resolve import resolve
 from tests.flows.world import Said, request, write_rows
+from tests.stacks import new_store
 
 
 def trained(store, data, name="mine", **fields):
@@ -52,6 +55,23 @@ def test_a_new_version_supersedes_the_old_over_the_same_parents(first, tmp_path)
     assert (config.parents, config.rank, config.name) == (old.config.parents, 2, "mine")
     assert str(new.name) == "mine:v2"
     assert store.resolve(Name("mine")).digest == new.stack.digest
+
+
+def test_an_update_leaves_the_lower_layers_as_they_are(tmp_path):
+    store = new_store(tmp_path / "store", layers=3)
+    old = trained(store, write_rows(tmp_path / "old.jsonl", 40))
+    data = write_rows(tmp_path / "new.jsonl", 20, word="fruit")
+    new = updated(store, "mine", data, overrides=(("above", 0.67),))
+    before, after = (stored_factors(store, each.layer.digest) for each in (old, new))
+    assert set(before) == set(after)
+    for name in before:
+        same = torch.equal(before[name].a_RI, after[name].a_RI)
+        assert same == (layer_of(name) < 2), name
+    with_all = updated(store, "mine:v1", data, name="all")
+    moved = stored_factors(store, with_all.layer.digest)
+    assert not any(torch.equal(before[name].a_RI, moved[name].a_RI) for name in before)
+    fresh = trained(store, data, "upper", above=0.5)
+    assert {layer_of(name) for name in fresh.config.modules} == {1, 2}
 
 
 def test_repeated_updates_keep_the_rank(first, tmp_path):
@@ -129,7 +149,7 @@ def test_all_old_rows_are_rehearsed_where_their_file_still_lies(first, tmp_path)
 
 
 def test_what_travels_stands_for_the_versions_that_are_not_at_hand(store, tmp_path):
-    data = write_rows(tmp_path / "old.jsonl", 120)
+    data = write_rows(tmp_path / "old.jsonl", 600)
     trained(store, data)
     updated(store, "mine", write_rows(tmp_path / "second.jsonl", 20, word="fruit"))
     second = resolve(store, "mine").layers[0]
@@ -188,7 +208,7 @@ def test_rows_of_the_layers_beneath_keep_a_share_of_their_own(store, tmp_path):
 
 
 def test_old_rows_weigh_what_they_stand_for(store, tmp_path):
-    trained(store, write_rows(tmp_path / "old.jsonl", 300))
+    trained(store, write_rows(tmp_path / "old.jsonl", 600))
     long = write_rows(tmp_path / "new.jsonl", 60, word="fruit", answer=lambda n: f"{n} " * 60)
     new = updated(store, "mine", long)
     rows = rehearsal.of_layers(store, new.stack.layers)

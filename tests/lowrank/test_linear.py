@@ -121,3 +121,27 @@ def test_every_misfit_is_named_at_once():
     assert "0: numbers that are not finite" in text
     with pytest.raises(LayerError, match="touches no module"):
         Attachment(model, {}, linears_of(model))
+
+
+def test_still_factors_take_part_and_are_not_trained():
+    model, x = tiny(), torch.randn(5, 6)
+    layer = factors_for(model)
+    with attached(model, layer, linears_of(model)):
+        whole = model(x)
+    attachment = Attachment(model, layer, linears_of(model), still={"0"})
+    assert (set(attachment.still), "0" in attachment.modules) == ({"0"}, False)
+    assert attachment.flat.numel() == sum(f.parameters for n, f in layer.items() if n != "0")
+    out = model(x)
+    assert torch.equal(out, whole)
+    out.square().sum().backward()
+    assert attachment.flat.grad.abs().max() > 0
+    assert attachment.still["0"].a.grad is None
+    attachment.flat.data.zero_()
+    found = attachment.factors()
+    assert set(found) == set(layer)
+    for name, factors in found.items():
+        kept = name == "0"
+        assert torch.equal(factors.a_RI, layer[name].a_RI) == kept
+        assert torch.equal(factors.b_OR, layer[name].b_OR) == kept
+    attachment.detach()
+    assert not isinstance(dict(model.named_modules())["0"], LowRankLinear)

@@ -63,6 +63,11 @@ def test_shapes(big):
     assert len({each.source for each in big.linears}) == 30 * 4
     upper = shapes(how={"targets": ("layers.1.mlp.down_proj",)}, num_hidden_layers=3)
     assert (upper.layers, upper.trained_layers) == (3, 2)
+    warm = fitting.shapes_of(model(num_hidden_layers=3), recipe(above=0.7), warm=True)
+    every = fitting.shapes_of(model(num_hidden_layers=3), recipe())
+    assert (warm.trained_layers, every.trained_layers) == (1, 3)
+    assert (warm.factors, warm.still) == (every.factors / 3, every.factors * 2 / 3)
+    assert shapes(how={"above": 0.7}, num_hidden_layers=3).still == 0  # a fresh one has none there
     assert shapes("qwen3").head_norms
     assert not shapes("llama").head_norms
     assert (shapes("gemma3_text").fused, shapes("gemma3_text").normed) == (False, 4)
@@ -149,6 +154,7 @@ def test_what_is_larger_takes_more(big):
         {"answers": 10**6},
     ):
         assert predict(big, work(**more), 300 * MB).bytes > base, more
+    assert predict(replace(big, still=MB), work(), 300 * MB).bytes == base + 6 * MB
     assert predict(big, work(checkpointing=True), 300 * MB).bytes < base - 300 * MB
     assert predict(big, work(), 400 * MB).bytes == base + 100 * MB
     assert predict(of_rank(big, 64), work(), 300 * MB).bytes > base

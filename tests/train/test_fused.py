@@ -5,7 +5,7 @@ import torch
 
 from lamina.bases import families
 from lamina.kernels import build
-from lamina.lowrank.attach import attached
+from lamina.lowrank.attach import Attachment, attached
 from lamina.lowrank.maths import Factors
 from lamina.tokens.batch import collate
 from lamina.train import fused
@@ -76,6 +76,28 @@ def test_only_upper_layers_trained():
     theirs, expected = losses_and_gradients(made[1], BATCH, targets, fuse_it=False)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_still_layers_take_part_and_the_way_back_ends_above_them():
+    small = plain("llama", torch.float64, num_hidden_layers=3)
+    linears = families.linears(small)
+    whole, expected = losses_and_gradients(small, BATCH, ("all-linear",), fuse_it=True)
+    still = families.lowest(linears, 0.5)
+    assert {families.layer_of(name) for name in still} == {0}
+    attachment = Attachment(small, factors_for(linears), linears, still)
+    gradients = dict.fromkeys(linears)
+    for fuse_it in (True, False):
+        attachment.zero_grad()
+        subject = fuse(small)[0] if fuse_it else small
+        losses = token_losses(subject, BATCH)
+        losses.mean().backward()
+        torch.testing.assert_close(losses.detach(), whole, rtol=1e-6, atol=1e-7)
+        gradients[fuse_it] = attachment.flat.grad.clone()
+    below = sum(each.a.numel() + each.b.numel() for each in attachment.still.values())
+    # names sort by layer here: the flat buffer of all begins with the still ones
+    torch.testing.assert_close(gradients[True], expected[below:], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(gradients[False], expected[below:], rtol=1e-5, atol=1e-7)
+    attachment.detach()
 
 
 def test_rows_packed_together_do_not_see_each_other():

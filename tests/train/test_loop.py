@@ -89,6 +89,21 @@ def test_learns_and_leaves_the_base_alone(tmp_path):
     assert again == pytest.approx(outcome.progress.best_loss, rel=1e-4)
 
 
+def test_a_warm_start_keeps_what_lies_below(tmp_path):
+    on = model(num_hidden_layers=3)
+    first, _ = run(job(tmp_path / "first", on=on))
+    how = {"above": 0.7, "eval_rows": [], "start": first.factors}
+    second, _ = run(job(tmp_path / "second", on=on, **how))
+    before, after = raw(first), raw(second)
+    assert set(before) == set(after)
+    for name in before:
+        assert (before[name] == after[name]) == (families.layer_of(name) < 2), name
+    with pytest.raises(TrainInterrupted):
+        run(job(tmp_path / "again", on=on, **how), stop_after(2))
+    again, _ = run(job(tmp_path / "again", on=on, **how))
+    assert raw(again) == after
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run of nine steps with a held-out loss at every second, in one sitting."""

@@ -1,12 +1,14 @@
 """Which old rows an epoch takes, and what they teach."""
 
+import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamina.train.rehearse import Pool, rehearsed, turns
+from lamina.train.rehearse import Pool, rehearsed, spread, turns
 from tests.train.tiny import row
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=40)
@@ -32,6 +34,30 @@ def test_over_many_epochs_every_row_takes_its_turn(lengths, own, share):
 
 def test_the_same_arguments_choose_the_same_rows():
     assert rehearsed([3, 4, 5], 100, 0.3, 7, 2) == rehearsed([3, 4, 5], 100, 0.3, 7, 2)
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.randoms())
+def test_a_kind_is_spread_over_the_whole_order(kinds, draw):
+    order = list(range(len(kinds)))
+    draw.shuffle(order)
+    found = spread(order, kinds)
+    assert sorted(found) == sorted(order)
+    for kind in set(kinds):
+        places = [place for place, index in enumerate(found) if kinds[index] == kind]
+        assert [found[p] for p in places] == [i for i in order if kinds[i] == kind]
+        apart = len(kinds) / len(places)
+        gaps = [b - a for a, b in itertools.pairwise(places)]
+        assert all(abs(gap - apart) < len(set(kinds)) for gap in gaps)
+
+
+def test_a_part_of_the_rows_holds_every_answer():
+    same = [replace(row(10, n), ids=row(10, n % 20).ids) for n in range(100)]
+    chosen = turns([Pool(same, 0.5)], 200, 0, 0)
+    assert len(chosen) == 20
+    assert len({index % 20 for index in chosen}) == 20
+    again = turns([Pool(same, 0.5)], 200, 0, 1)
+    assert len({index % 20 for index in again}) == 20
+    assert not set(chosen) & set(again)
 
 
 def test_no_rows_or_no_share_choose_nothing():

@@ -3,7 +3,7 @@
 Only decoders whose layers are a `ModuleList` named `layers` (llama, mistral, qwen, gemma, …).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -84,6 +84,20 @@ def select(linears: Mapping[str, nn.Linear], targets: Sequence[str]) -> dict[str
             hint=f"use {ALL_LINEAR!r} or suffixes such as {', '.join(suffixes)}",
         )
     return {name: linear for name, linear in linears.items() if name in matched}
+
+
+def layer_of(name: str) -> int:
+    """The decoder layer of a linear: the first number in its full name."""
+    return next(int(part) for part in name.split(".") if part.isdigit())
+
+
+def lowest(names: Iterable[str], share: float) -> frozenset[str]:
+    """Those of some linears that lie in the lowest `share` of their decoder layers, rounded down;
+    a share below 1 never takes all of them."""
+    of_layer = {name: layer_of(name) for name in names}
+    layers = sorted(set(of_layer.values()))
+    still = set(layers[: int(share * len(layers))])
+    return frozenset(name for name, layer in of_layer.items() if layer in still)
 
 
 def module_ranks(

@@ -46,6 +46,13 @@ def update(
             metavar="SHARE", help="Keep off the directions that hold this share of old inputs."
         ),
     ] = None,
+    above: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Leave this share of the decoder's depth, from below, as it is: 0.67 for facts.",
+        ),
+    ] = None,
     drift: Annotated[
         float | None, typer.Option(metavar="PULL", help="Pull back to the old version's factors.")
     ] = None,
@@ -93,6 +100,7 @@ def update(
         "max_minutes": max_minutes,
         "rehearsal": rehearsal,
         "protect": protect,
+        "above": above,
         "drift": drift,
         "known": known,
         "seed": seed,

@@ -100,6 +100,10 @@ class Recipe(Value):
     drift: Annotated[float, Field(ge=0)] = 0.0
     """Pull back to the factors that a warm start began with: each step takes the share
     learning rate x drift of the way (L2-SP, arXiv:1802.01483, decoupled as in AdamW)."""
+    above: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Train only above this share of the decoder's layers: a warm start keeps its factors below as
+    they are, a fresh layer has none there. The way back ends where training does, so that steps
+    cost less. 0: all of them."""
     exams: tuple[ScorerName, ...] | None = None
     """Scorers of the layer's own exam; None picks them from the data."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

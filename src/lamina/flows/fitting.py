@@ -91,7 +91,7 @@ def fit(
             raise UsageError("--memory does not know packed or streamed bases yet")
         return spec
     model = empty_model(directory)
-    shapes = shapes_of(model, recipe)
+    shapes = shapes_of(model, recipe, warm=spec.start is not None)
     resident, free = machine.resident(), machine.free()
     limit = min((n for n in (spec.memory, free and free + resident) if n is not None), default=None)
     begun = (run.directory / checkpoint.FILE).exists()
@@ -147,8 +147,9 @@ def _said(needed: int, free: int | None, given: int | None, way: Setting, asked:
 # -- what is known beforehand ----------------------------------------------------------------------
 
 
-def shapes_of(model: Any, recipe: Recipe) -> Shapes:
-    """The shapes of a model without weights, with the recipe's targets.
+def shapes_of(model: Any, recipe: Recipe, *, warm: bool = False) -> Shapes:
+    """The shapes of a model without weights, with the recipe's targets; `warm`: as an update of a
+    layer that has factors on all of them.
 
     Raises UsageError for targets that name nothing, BaseError for families without linears.
     """
@@ -156,7 +157,9 @@ def shapes_of(model: Any, recipe: Recipe) -> Shapes:
     linears = families.linears(model)
     trained = families.select(linears, recipe.targets)
     ranks = families.module_ranks(trained, recipe.rank, recipe.ranks or {})
-    first = min(map(_layer_of, trained))
+    below = families.lowest(trained, recipe.above)
+    first = min(families.layer_of(name) for name in trained if name not in below)
+    still = {name: ranks.pop(name) for name in below}
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     inner: Any = families.backbone(model)
@@ -184,6 +187,11 @@ def shapes_of(model: Any, recipe: Recipe) -> Shapes:
         fused=fused,
         native=fused and chosen(dtype, cpu, channels, size)[0] is native,
         native_head=not turned and chosen(dtype, cpu)[0] is native,
+        still=warm
+        * sum(
+            rank * (linears[name].in_features + linears[name].out_features)
+            for name, rank in still.items()
+        ),
         normed=sum(name.endswith("norm") for name, _ in layer.named_children()),
     )
 
@@ -191,11 +199,6 @@ def shapes_of(model: Any, recipe: Recipe) -> Shapes:
 def _source(name: str) -> str:
     parent, _, leaf = name.rpartition(".")
     return f"{parent}.in" if leaf in _READ_TOGETHER else name
-
-
-def _layer_of(name: str) -> int:
-    """The decoder layer of a linear: the first number in its name."""
-    return next(int(part) for part in name.split(".") if part.isdigit())
 
 
 def _work(spec: runs.RunSpec, beneath: ResolvedStack, rows: Rows, way: Setting) -> Work:

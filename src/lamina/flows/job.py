@@ -94,6 +94,9 @@ def job_of(
     recipe = spec.recipe
     rows = rows or rows_of(store, run, spec, compiled.format, compiled.stack)
     linears = families.select(compiled.linears, recipe.targets)
+    if spec.start is None:
+        below = families.lowest(linears, recipe.above)
+        linears = {name: linear for name, linear in linears.items() if name not in below}
     if recipe.ranks:
         families.module_ranks(linears, recipe.rank, recipe.ranks)  # faults before any training
     job = Job(

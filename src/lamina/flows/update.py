@@ -35,6 +35,10 @@ REHEARSAL = 0.5
 factors that hold the old answers. Rows of the layers beneath have the share that a new layer gives
 them."""
 
+ABOVE = 0.0
+"""An update trains the whole depth: what new rows ask for may be made anywhere. For other facts
+0.67 keeps far more of the old ones and costs a third less; of another manner it learns little."""
+
 PROTECT = 0.0
 """An update may move everything: what it changes lies where its old rows lie."""
 
@@ -217,7 +221,7 @@ def recipe_of(layer: ResolvedLayer, request: Request) -> Recipe:
     opened: dict[str, object] = {
         "steps": None, "stop_after": None, "warmup_steps": None, "schedule": None,
     }  # fmt: skip
-    own = {"rehearsal": REHEARSAL, "protect": PROTECT}
+    own = {"rehearsal": REHEARSAL, "protect": PROTECT, "above": ABOVE}
     opened |= AS_IT_FITS
     return Recipe.parse(old | opened | own | fixed | changes, "the recipe of the update")
 

@@ -4,7 +4,7 @@ Attaching swaps modules; the base's own modules and tensors are never written, s
 restores them to the byte.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -52,27 +52,38 @@ class Attachment:
 
     `flat` (P,) is the only parameter an optimiser needs; its `.grad` is one flat buffer too, into
     which every module's gradient is accumulated in place. `detach()` puts the model back.
+    Factors of `still` modules take part, but get no gradient and are no part of `flat`.
     """
 
     def __init__(
-        self, model: nn.Module, layer: LayerFactors, linears: Mapping[str, nn.Linear]
+        self,
+        model: nn.Module,
+        layer: LayerFactors,
+        linears: Mapping[str, nn.Linear],
+        still: Collection[str] = (),
     ) -> None:
         check_layer(layer, linears, "the layer")
         self._model = model
         self._originals: dict[str, nn.Linear] = {}
         self.modules: dict[str, LowRankLinear] = {}
-        total = sum(factors.parameters for factors in layer.values())
+        """Those that are trained."""
+        self.still: dict[str, LowRankLinear] = {}
+        total = sum(each.parameters for name, each in layer.items() if name not in still)
         device = next(model.parameters()).device
         self.flat = nn.Parameter(torch.empty(total, device=device))
         self.flat.grad = torch.zeros_like(self.flat)
         offset = 0
         for name in sorted(layer):
             factors = layer[name]
-            a, offset = self._view(factors.a_RI, offset)
-            b, offset = self._view(factors.b_OR, offset)
+            if name in still:
+                a, b = (_unmoved(each, device) for each in (factors.a_RI, factors.b_OR))
+            else:
+                a, offset = self._view(factors.a_RI, offset)
+                b, offset = self._view(factors.b_OR, offset)
+            module = LowRankLinear(linears[name], a, b, factors.scale)
+            (self.still if name in still else self.modules)[name] = module
             self._originals[name] = linears[name]
-            self.modules[name] = LowRankLinear(linears[name], a, b, factors.scale)
-            _set_module(model, name, self.modules[name])
+            _set_module(model, name, module)
 
     def _view(self, initial: Tensor, offset: int) -> tuple[nn.Parameter, int]:
         """A parameter that lives inside the flat buffer, with its gradient inside the flat one."""
@@ -101,6 +112,9 @@ class Attachment:
                 tensors.append(source[offset:end].view(shape).to("cpu", copy=True))
                 offset = end
             result[name] = Factors(tensors[0], tensors[1], module.scale)
+        for name, module in self.still.items():
+            a, b = (each.detach().to("cpu", copy=True) for each in (module.a, module.b))
+            result[name] = Factors(a, b, module.scale)
         return result
 
     def detach(self) -> None:
@@ -139,6 +153,11 @@ def fold_into(linears: Mapping[str, nn.Linear], layer: LayerFactors) -> None:
         linear.weight = nn.Parameter(folded, requires_grad=False)
         del folded
         heap.give_back()  # the old weight, before the next one needs as much
+
+
+def _unmoved(factor: Tensor, device: torch.device) -> nn.Parameter:
+    """A copy that nothing trains, float32."""
+    return nn.Parameter(factor.to(device, torch.float32, copy=True), requires_grad=False)
 
 
 def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -58,13 +58,18 @@ class Group:
         return weight_OI
 
     @property
-    def trained(self) -> bool:
+    def updated(self) -> bool:
         """Whether any member has an update."""
         return any(update is not None for update in self.updates)
 
+    @property
+    def learns(self) -> bool:
+        """Whether any member's update is trained."""
+        return any(update is not None and update.a.requires_grad for update in self.updates)
+
     def load(self) -> None:
-        """Take the factors as they stand, rounded to the weight's dtype."""
-        if not self.trained:
+        """Take the factors as they stand, rounded to the weight's dtype; once where none learns."""
+        if not self.updated or (self._a_RI is not None and not self.learns):
             return
         if self._a_RI is None:
             self._a_RI, self._parts = self._buffers()

@@ -69,6 +69,8 @@ class Shapes:
     """Whether losses are computed by the processor's own kernel, in place."""
     normed: int = 2
     """Norms of a layer over the hidden channels."""
+    still: int = 0
+    """Parameters of a warm start's factors that stay as they are, below the first trained layer."""
 
     @property
     def qkv(self) -> int:
@@ -146,7 +148,7 @@ def predict(shapes: Shapes, work: Work, resident: int) -> Prediction:
     weights = e * shapes.parameters
     fixed = resident + TOUCHED
     # float32: the factors, their gradient, two moments, the best so far; and their copy in e
-    training = 4 * factors * (5 + work.drift) + e * factors
+    training = 4 * factors * (5 + work.drift) + e * factors + (4 + e) * shapes.still
     protected = _protected(shapes) if work.protect and work.old.tokens else 0
     kept, passing = _kept(shapes, work, work.step), _passing(shapes, work, work.step)
     scored = _scored(shapes, e, work.step, gradient=True)
@@ -162,7 +164,7 @@ def predict(shapes: Shapes, work: Work, resident: int) -> Prediction:
     looked = _forward_only(shapes, work, work.evaluation)
     phases = {
         "folding": _folding(shapes, work, fixed, work.beneath),
-        "looking at old rows": standing + 12 * factors + _before(shapes, work),
+        "looking at old rows": standing + 12 * factors + 4 * shapes.still + _before(shapes, work),
         "training": round(sum(parts.values()) + SLACK * (kept + passing)),
         "evaluation": standing + training + protected + looked,
         "exam": _exam(shapes, work, fixed),
@@ -293,7 +295,7 @@ def _exam(shapes: Shapes, work: Work, fixed: int) -> int:
     prompt = Pass(work.answers, work.answers, 0, 32)
     written = cache + _forward_only(plain, work, prompt) if work.answers else 0
     asked = max(_forward_only(shapes, work, work.exam), written)
-    loading = _folding(shapes, work, fixed, work.beneath + shapes.factors)
+    loading = _folding(shapes, work, fixed, work.beneath + shapes.factors + shapes.still)
     return max(loading, fixed + e * shapes.parameters + asked)
 
 

@@ -60,8 +60,8 @@ class _Layer:
         return self.qkv, self.out, self.up, self.down
 
     @property
-    def trained(self) -> bool:
-        return any(group.trained for group in self.groups)
+    def learns(self) -> bool:
+        return any(group.learns for group in self.groups)
 
 
 class _Room(NamedTuple):
@@ -209,8 +209,8 @@ class FusedDecoder:
         self.model, self.checkpointing = model, checkpointing
         self._ops, self._layers = ops, layers
         self._inner: Any = backbone(model)
-        trained = [index for index, layer in enumerate(layers) if layer.trained]
-        self._first = min(trained, default=len(layers))
+        learning = [index for index, layer in enumerate(layers) if layer.learns]
+        self._first = min(learning, default=len(layers))
 
     @property
     def kernels(self) -> str:
@@ -229,11 +229,11 @@ class FusedDecoder:
         with torch.no_grad():
             x_NC: Tensor = self._inner.embed_tokens(ids_N)
             room = self._room(x_NC)
-            for layer in frozen:
-                x_NC, _ = _forward(self._ops, layer, x_NC, places, room)
-            for layer in trained:
+            for layer in self._layers:
                 for group in layer.groups:
                     group.load()
+            for layer in frozen:
+                x_NC, _ = _forward(self._ops, layer, x_NC, places, room)
         learning = bool(trained) and torch.is_grad_enabled()
         if learning:
             x_NC.requires_grad_()

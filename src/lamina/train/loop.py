@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from lamina.bases import families
 from lamina.core import heap
 from lamina.core.errors import TrainError, TrainInterrupted
 from lamina.lowrank.attach import Attachment
@@ -60,7 +61,8 @@ def train(job: Job, events: EventLog, should_stop: Callable[[], bool] = lambda: 
     said = said_of_old_rows(job, groups, "labels") | said_of_old_rows(job, groups, "parents")
     # copied into the attachment: what is given goes on to be held by nobody
     start = job.start or fresh_factors(job.linears, job.recipe)
-    attachment = Attachment(job.model, start, job.linears)
+    still = families.lowest(start, job.recipe.above) if job.start else frozenset()
+    attachment = Attachment(job.model, start, job.linears, still)
     del start
     try:
         said |= said_of_old_rows(job, groups, "stack")

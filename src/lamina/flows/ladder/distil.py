@@ -16,8 +16,9 @@ from lamina.flows.ladder.training import opened, run_of, tokens_of
 from lamina.flows.synthesis import write_rows
 from lamina.stack.compile import compile_stack
 
-SHARE_WARM, SHARE_FRESH = 0.15, 0.35
-"""What it may cost, as a share of the tokens that the layer was trained on: warm, from scratch."""
+SHARE_WARM, SHARE_FRESH = 0.15, 0.25
+"""What it may cost, as a share of the tokens that the layer was trained on: warm, from scratch.
+Another family's tokens can take twice the time and more, and its base is loaded beside."""
 COST_OF_WRITING = 20.0
 """Writing a token costs about this many times what training on it does: it is one step of the whole
 model for one token of each row, half of the rows are dropped, and the last to end holds up all."""
@@ -30,6 +31,9 @@ LEAST_EPOCHS, MOST_EPOCHS = 0.5, float(PASSES)
 """More passes learn few rows by heart."""
 UNKNOWN_EPOCHS = 3.0
 """Passes where it isn't on record how long the layer was trained."""
+FEW_PASSES, FASTER = 2.0, 2.0
+"""Up to so many passes from scratch go at this multiple of the layer's rate: rows are not learned
+by heart so soon, and the steps are few (docs/log.md)."""
 BATCH_TOKENS = 256
 """At most, in a step from scratch: rows are few, and what counts is the number of steps."""
 
@@ -94,4 +98,6 @@ def _recipe(move: Move, taught: int) -> Recipe:
     }
     if not move.same_shapes:
         changes["batch_tokens"] = min(recipe.batch_tokens, BATCH_TOKENS)
+        if changes["epochs"] <= FEW_PASSES:
+            changes["lr"] = min(1.0, FASTER * recipe.lr)
     return recipe.model_copy(update=changes)

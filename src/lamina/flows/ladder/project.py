@@ -29,7 +29,7 @@ MOMENT_BYTES = 2 << 30
 
 
 def project(move: Move) -> Moved | str:
-    """Costs forward passes over at most 64 rows on both stacks."""
+    """Costs forward passes over the rehearsal set's rows on both stacks."""
     if not move.same_shapes or not move.same_tokens:
         return "the bases differ in shape or tokenizer"
     rows = rehearsal.of_layers(move.store, [move.layer])

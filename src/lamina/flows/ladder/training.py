@@ -35,7 +35,7 @@ def opened(store: Store, layer: ResolvedLayer) -> Recipe:
         **AS_IT_FITS,
     }
     if any(each.config.origin == "updated" for each in trainings(store, layer)[0]):
-        values |= Recipe().model_dump(include={"rehearsal", "rehearse", "protect"})
+        values |= Recipe().model_dump(include={"rehearsal", "rehearse", "protect", "above"})
     return Recipe.parse(values, f"the recipe of {config.name}")
 
 
