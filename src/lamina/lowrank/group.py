@@ -65,7 +65,8 @@ class Group:
     @property
     def learns(self) -> bool:
         """Whether any member's update is trained."""
-        return any(update is not None and update.a.requires_grad for update in self.updates)
+        factors = [f for update in self.updates if update is not None for f in (update.a, update.b)]
+        return any(factor.requires_grad for factor in factors)
 
     def load(self) -> None:
         """Take the factors as they stand, rounded to the weight's dtype; once where none learns."""
