@@ -15,6 +15,8 @@ import pytest
 from tests import guide_world
 from tests.cli.program import Program
 
+pytestmark = pytest.mark.slow  # stacks are trained again and again
+
 GUIDE = Path(__file__).resolve().parents[1] / "docs" / "guide"
 PAGES = sorted(GUIDE.glob("*.md"))
 DOCUMENTED = (

@@ -16,6 +16,8 @@ from lamina.store.refs import ANYTHING
 from tests.flows.world import Said, write_rows
 from tests.stacks import put_layer, random_factors
 
+pytestmark = pytest.mark.slow  # stacks are trained again and again
+
 
 def put_over(store, name, on, *, scale, seed=5, **config):
     """A layer of random factors over a named stack; `name` means the stack."""

@@ -27,6 +27,8 @@ from tests.flows.world import Said, harmful, learned, request, write_rows
 from tests.pico import pico_base
 from tests.stacks import put_layer, random_factors
 
+pytestmark = pytest.mark.slow  # stacks are trained again and again
+
 
 def move(store, stack, onto, **fields):
     values = {

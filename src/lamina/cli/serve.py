@@ -83,6 +83,13 @@ def serve(
             metavar="SIZE", help="Memory for layers that are kept for the next request (no limit)."
         ),
     ] = None,
+    layer_bits: Annotated[
+        int | None,
+        typer.Option(
+            metavar="16|8",
+            help="Keep layers in bfloat16 (16), or in bytes: half the memory, slightly rounded.",
+        ),
+    ] = None,
     log_contents: Annotated[
         bool, typer.Option("--log-contents", help="Log prompts and answers too.")
     ] = False,
@@ -134,7 +141,10 @@ def serve(
     if engine != "lamina":
         _hand_over(engine, store, list(stacks or ()), base, settings)
         return
+    if layer_bits not in (None, 8, 16):
+        raise UsageError(f"--layer-bits {layer_bits}: 16 or 8")
     limits = {
+        "layer_bits": layer_bits,
         "cache_tokens": cache_tokens,
         "layer_bytes": None if layer_memory is None else parse_size(layer_memory),
     }
