@@ -19,8 +19,9 @@ from lamina.data.example import Message
 from lamina.export import peft as export_peft
 from lamina.export.parity import compare, logits_of
 from lamina.flows import learn
-from lamina.flows.adapters import import_peft, load_peft
+from lamina.flows.adapters import import_peft
 from lamina.flows.bases import ensure
+from lamina.flows.to_python import load_peft
 from lamina.stack.compile import base_directory, compile_stack, layer_factors
 from lamina.stack.resolve import ResolvedStack, resolve
 from lamina.store.layout import Store

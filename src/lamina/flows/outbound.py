@@ -30,6 +30,13 @@ class Job:
     precision: str | None
     """As the user gave it."""
 
+    @property
+    def base_name(self) -> str:
+        """What the store calls the base, or its digest."""
+        digest = self.stack.base.digest
+        names = [name for name, base in self.store.bases().items() if base.digest == digest]
+        return min(names, default=f"@{digest}")
+
 
 @dataclass(frozen=True)
 class Made:
