@@ -18,7 +18,7 @@ from lamina.data.example import Message
 from lamina.flows import to_llama, to_python
 from lamina.flows.landing import gate_and_name, land
 from lamina.flows.naming import new_name
-from lamina.flows.outbound import CERTIFICATE, Job, Made, Probe
+from lamina.flows.outbound import CERTIFICATE, FOLDER, Job, Made, Probe
 from lamina.flows.questions import probe_prompts
 from lamina.lowrank import codec
 from lamina.lowrank.attach import check_layer
@@ -136,7 +136,7 @@ def export(
             **made.facts,
         }
         atomic_write(work / CERTIFICATE, (json.dumps(certificate, indent=2) + "\n").encode())
-    lines = [line.replace("DIR", str(directory)) for line in made.use]
+    lines = [line.replace(FOLDER, str(directory)) for line in made.use]
     return {**certificate, "directory": str(directory), "use": lines}
 
 

@@ -13,6 +13,8 @@ from lamina.store.layout import Store
 
 CERTIFICATE = "lamina.json"
 """Name of the certificate in an export's folder."""
+FOLDER = "@DIR@"
+"""Stands for the export's folder in the commands that use it."""
 
 Probe = tuple[tuple[Message, ...], tuple[str, ...]]
 """One question of the parity check: messages and tools."""
@@ -49,7 +51,7 @@ class Made:
     facts: dict[str, Any] = field(default_factory=dict)
     """More for the certificate."""
     use: tuple[str, ...] = ()
-    """Commands that use the export; DIR stands for its folder."""
+    """Commands that use the export; FOLDER stands for its folder."""
 
 
 def refuse_precision(job: Job) -> None:

@@ -41,7 +41,7 @@ def gguf(job: Job) -> Made:
         proof,
         None if proof else _UNPROVED,
         _facts(file=name, precision=precision, proof=proof),
-        (f"llama-server -m DIR/{name} --jinja",),
+        (f"llama-server -m @DIR@/{name} --jinja",),
     )
 
 
@@ -69,7 +69,7 @@ def ollama(job: Job) -> Made:
         proof,
         None if proof else _UNPROVED,
         _facts(file=name, precision=precision, proof=proof, note=_NO_OLLAMA),
-        (f"ollama create {job.stack.label.partition(':')[0]} -f DIR/{modelfile.FILE}",),
+        (f"ollama create {job.stack.label.partition(':')[0]} -f @DIR@/{modelfile.FILE}",),
     )
 
 
@@ -89,7 +89,7 @@ def gguf_lora(job: Job) -> Made:
         _facts(file=ADAPTER, base=job.stack.config.base, proof=proof),
         (
             f"lamina export {job.base_name} BASE_DIR --to gguf",
-            f"llama-server -m BASE_DIR/model-f16.gguf --lora DIR/{ADAPTER} --jinja",
+            f"llama-server -m BASE_DIR/model-f16.gguf --lora @DIR@/{ADAPTER} --jinja",
         ),
     )
 

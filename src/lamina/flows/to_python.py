@@ -39,7 +39,7 @@ def vllm(job: Job) -> Made:
     most = vllm_folder.write(layers, ours.linears, job.directory, _source(job))
     source = _source(job)
     hub = source.removeprefix("hf:").partition("@")[0] if source.startswith("hf:") else ""
-    line = vllm_folder.launch("DIR", job.stack.label, hub or "BASE_DIR", most)
+    line = vllm_folder.launch("@DIR@", job.stack.label, hub or "BASE_DIR", most)
     first = () if hub else (f"lamina export {job.base_name} BASE_DIR --to hf",)
     return Made(
         _parity(job, ours, lambda: load_peft(base, job.directory)),
@@ -64,7 +64,7 @@ def mlx(job: Job) -> Made:
         facts={"note": _NO_MLX},
         use=(
             f"lamina export {job.base_name} BASE_DIR --to hf",
-            "mlx_lm.generate --model BASE_DIR --adapter-path DIR --prompt 'Hello'",
+            "mlx_lm.generate --model BASE_DIR --adapter-path @DIR@ --prompt 'Hello'",
         ),
     )
 
