@@ -21,6 +21,7 @@ DOCUMENTED = (
     "base",
     "bisect",
     "conflicts",
+    "export",
     "log",
     "merge",
     "rebase",

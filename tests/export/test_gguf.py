@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from lamina.core.errors import CheckError, LayerError, MissingPartError, UsageError
 from lamina.core.report import Silent
-from lamina.data.example import Message
+from lamina.data.example import Message, ToolCall
 from lamina.export import gguf_family, gguf_types, gguf_vocab, llama_cpp
 from lamina.export.likelihood import LIMITS
 from lamina.flows import to_llama
@@ -147,6 +147,45 @@ def test_text_and_turns_have_the_same_tokens(family_store, tmp_path):
         for messages in (talk[:1], talk[1:2], talk):
             found = engine.prompt_ids(*adapt(messages, (), fmt.abilities))
             assert found == fmt.prompt_ids(messages)
+
+
+TOOLS = (
+    "{%- if tools %}{{- '<|im_start|>system\n' }}{%- for tool in tools %}{{- tool | tojson }}"
+    "{%- endfor %}{{- '<|im_end|>\n' }}{%- endif %}{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\n' + message.content }}"
+    "{%- for call in message.tool_calls or [] %}"
+    "{{- call.function.name + ' ' }}{{- call.function.arguments | tojson }}{%- endfor %}"
+    "{{- '<|im_end|>\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+
+
+def test_a_template_with_tools_has_the_same_tokens(tmp_path):
+    store = Store.open(tmp_path / "store")
+    pull(store, str(pico_base(tmp_path / "source", chat_template=TOOLS)), BASE, Silent())
+    stack = resolve(store, BASE)
+    fmt = base_format(store, stack)
+    assert fmt.abilities.tools
+    properties = {"b": {"type": "integer", "description": 'é <"2">'}, "a": {"type": "integer"}}
+    tool = json.dumps(
+        {
+            "name": "add",
+            "description": "Adds",
+            "parameters": {"type": "object", "properties": properties, "required": ["b"]},
+        }
+    )
+    call = ToolCall(name="add", arguments='{"b": 2, "a": 1}')
+    talk = [
+        Message(role="user", content="add 1 and 2"),
+        Message(role="assistant", content="", tool_calls=(call,)),
+        Message(role="tool", content="3", name="add"),
+    ]
+    job = to_llama.Job(store, stack, tmp_path, [], None)
+    to_llama.write_model(job, tmp_path / "m.gguf", "f16", merged=True)
+    with llama_cpp.loaded(tmp_path / "m.gguf", context=512) as engine:
+        for messages in (talk[:1], talk):
+            found = engine.prompt_ids(*adapt(messages, (tool,), fmt.abilities))
+            assert found == fmt.prompt_ids(messages, (tool,))
 
 
 def unpermuted(monkeypatch):

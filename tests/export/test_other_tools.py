@@ -50,7 +50,7 @@ def test_ollama_gets_a_model_and_a_modelfile(store, tmp_path):
     result = export(store, "s", tmp_path / "out", "ollama", Silent(), precision="q8_0")
     assert result["parity"]["ok"]
     assert "Ollama itself was not run" in result["note"]
-    assert result["use"] == [f"ollama create s -f {tmp_path / 'out'}/Modelfile"]
+    assert result["use"] == [f"ollama create NAME -f {tmp_path / 'out'}/Modelfile"]
     lines = (tmp_path / "out" / "Modelfile").read_text().split("\n")
     assert lines[0] == "FROM ./model-q8_0.gguf"
     assert (tmp_path / "out" / "model-q8_0.gguf").is_file()

@@ -1,6 +1,7 @@
 """`lamina import peft` and `lamina export`: in from and out to other tools."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def export(
 
     The certificate that is returned lies in the folder too. Where the tool is not installed that
     could read it back, it says that nothing was proved. `accept_loss` keeps an export that differs
-    by more than the limit. Raises CheckError, UsageError, MissingPartError.
+    by more than the limit, if by a finite number. Raises CheckError, UsageError, MissingPartError.
     """
     if target not in _TARGETS:
         raise UsageError(f"--to {target!r}: known targets are {', '.join(sorted(_TARGETS))}")
@@ -125,7 +126,7 @@ def export(
         made = _TARGETS[target](Job(store, stack, work, _probes(store, stack), precision))
         if made.proof is None:
             reporter.say(f"NOT PROVED: {made.unproved}")
-        elif not accept_loss:
+        elif not accept_loss or not math.isfinite(made.proof.facts()["value"]):
             made.proof.check(f"the export of {text} to {target}")
         parity = made.proof.facts() if made.proof else {"ok": None, "unproved": made.unproved}
         certificate = {

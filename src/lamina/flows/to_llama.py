@@ -69,7 +69,7 @@ def ollama(job: Job) -> Made:
         proof,
         None if proof else _UNPROVED,
         _facts(file=name, precision=precision, proof=proof, note=_NO_OLLAMA),
-        (f"ollama create {job.stack.label.partition(':')[0]} -f @DIR@/{modelfile.FILE}",),
+        (f"ollama create NAME -f @DIR@/{modelfile.FILE}",),
     )
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lamina.bases import families
+from lamina.bases.identity import CONFIG, read_json
 from lamina.bases.load import load
 from lamina.core.errors import MissingPartError
 from lamina.core.manifests import SOURCE
@@ -53,7 +54,8 @@ def mlx(job: Job) -> Made:
     refuse_precision(job)
     refuse_packed(job.stack)
     layers, ours, base = _sides(job)
-    mlx_folder.write(layers, job.directory, base.config.num_hidden_layers)  # type: ignore[union-attr,arg-type]
+    config = read_json(base_directory(job.store, job.stack.base) / CONFIG)
+    mlx_folder.write(layers, job.directory, config["num_hidden_layers"])
 
     def theirs() -> nn.Module:
         mlx_folder.apply(job.directory, families.linears(base))
