@@ -120,6 +120,19 @@ def test_an_export_that_is_another_model_is_not_kept(store, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("change", [lambda t: t * 3, lambda t: t * torch.nan], ids=["x3", "nan"])
+def test_a_loss_is_kept_when_told_if_it_is_a_number(store, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(peft, "write", perturbed(peft.write, change))
+    if torch.isnan(change(torch.ones(()))):
+        with pytest.raises(CheckError, match="to peft is not the stack"):
+            export(store, "s1", tmp_path / "out", "peft", Silent(), accept_loss=True)
+        assert list(tmp_path.iterdir()) == []
+    else:
+        kept = export(store, "s1", tmp_path / "out", "peft", Silent(), accept_loss=True)["parity"]
+        assert kept["ok"] is False
+        assert kept["value"] > kept["limit"]
+
+
 def test_nan_on_either_side_is_a_difference():
     good, nan = torch.randn(3, 5), torch.full((3, 5), torch.nan)
     inf = good.clone()
