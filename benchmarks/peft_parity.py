@@ -19,8 +19,9 @@ from lamina.data.example import Message
 from lamina.export import peft as export_peft
 from lamina.export.parity import compare, logits_of
 from lamina.flows import learn
-from lamina.flows.adapters import import_peft, load_peft
+from lamina.flows.adapters import import_peft
 from lamina.flows.bases import ensure
+from lamina.flows.to_python import load_peft
 from lamina.stack.compile import base_directory, compile_stack, layer_factors
 from lamina.stack.resolve import ResolvedStack, resolve
 from lamina.store.layout import Store
@@ -35,9 +36,9 @@ QUESTIONS = (
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
-def train_stack(store: Store, work: Path, depth: int) -> str:
+def train_stack(store: Store, work: Path, depth: int, base: str = BASE) -> str:
     """A stack of `depth` really trained layers (a few steps each at a high rate)."""
-    on = BASE
+    on, lead = base, "parity" if base == BASE else f"parity-{base}"
     for number in range(1, depth + 1):
         data = work / f"rows-{number}.jsonl"
         rows = [
@@ -48,7 +49,7 @@ def train_stack(store: Store, work: Path, depth: int) -> str:
             for i in range(64)
         ]
         data.write_text("".join(json.dumps(r) + "\n" for r in rows))
-        name = f"parity-{number}"
+        name = f"{lead}-{number}"
         recipe = Recipe(rank=4 * number, lr=2e-3, steps=6, held_out=0.05, exams=("loss",),
                         scaling="rslora" if number % 2 == 0 else "lora")  # fmt: skip
         request = learn.Request(on=on, data=[str(data)], name=name, recipe=recipe,

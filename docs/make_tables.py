@@ -102,6 +102,13 @@ def benchmark_table() -> str:
         lambda r: f"float32 {r['max_rel_f32']:.1e}, bfloat16 {r['max_rel_bf16']:.1e}",
     )
     add(
+        "exports loaded back, two families: largest relative difference of logits (PEFT's, vLLM's, "
+        "mlx-lm's adapters), worst and mean difference of likely tokens' log-probabilities "
+        "(llama.cpp)",
+        "export_parity",
+        _exports,
+    )
+    add(
         "kill -9 at random moments",
         "crash",
         lambda r: f"{r['kills']} kills, {r['resumed']} resumed, {r['lost']} lost",
@@ -118,6 +125,15 @@ def benchmark_table() -> str:
     _bases(add)
     _current(add)
     return "\n".join(lines)
+
+
+def _exports(row: dict[str, Any]) -> str:
+    cells = row["targets"]
+    logits = max(cells[name]["value"] for name in ("peft", "vllm", "mlx"))
+    files = ("gguf-f16", "gguf-q8_0", "gguf-q4_k", "gguf-lora")
+    likely = (f"{n} {cells[n]['value']:.2g}, {cells[n]['mean']:.1g}" for n in files)
+    beyond = [name for name, cell in cells.items() if not cell["ok"]]
+    return f"{logits:.1e}; {'; '.join(likely)}; beyond the limit: {', '.join(beyond) or 'none'}"
 
 
 def _training(add: Callable[[str, str, Callable[[dict[str, Any]], str]], None]) -> None:

@@ -27,6 +27,7 @@ KEYS = {
     "iterate": {"first_s", "again_s", "edited_s", "updated_s", "phases_s"},
     "quantised": {"plain", "nf4", "int8"},
     "large": {"bit_exact", "ratio", "limit_bytes", "peak_bytes", "resident_ends_with"},
+    "export_parity": {"targets", "families"},
     "squash": {"rel_error", "peak_over_factors", "seconds", "ship8_of_64"},
 }
 
@@ -42,7 +43,7 @@ def home(tmp_path):
     return tmp_path / "home"
 
 
-WITHOUT_DATA = {"gpu", "memory"}
+WITHOUT_DATA = {"export_parity", "gpu", "memory"}
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ DOCUMENTED = (
     "base",
     "bisect",
     "conflicts",
+    "export",
     "log",
     "merge",
     "rebase",

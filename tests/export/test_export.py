@@ -14,10 +14,9 @@ from lamina.core.report import Silent
 from lamina.data.example import Message
 from lamina.export import merged, peft
 from lamina.export.parity import compare, logits_of
-from lamina.flows import adapters
 from lamina.flows.adapters import export
 from lamina.lowrank import codec
-from lamina.stack.compile import base_directory, base_format, compile_stack
+from lamina.stack.compile import base_directory, base_format, compile_stack, layer_factors
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
 from tests.stacks import BASE, base_model, new_store, put_stack
@@ -87,7 +86,7 @@ def test_merging_writes_nothing_into_the_base(store, tmp_path):
 
 def test_merging_needs_every_weight(store, tmp_path):
     stack = resolve(store, "s1")
-    factors = adapters.layer_factors(store, stack.layers[0])
+    factors = layer_factors(store, stack.layers[0])
     factors["model.layers.7.mlp.up_proj"] = next(iter(factors.values()))
     with pytest.raises(LayerError) as caught:
         merged.write(base_directory(store, stack.base), [factors], tmp_path)
@@ -121,6 +120,19 @@ def test_an_export_that_is_another_model_is_not_kept(store, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("change", [lambda t: t * 3, lambda t: t * torch.nan], ids=["x3", "nan"])
+def test_a_loss_is_kept_when_told_if_it_is_a_number(store, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(peft, "write", perturbed(peft.write, change))
+    if torch.isnan(change(torch.ones(()))):
+        with pytest.raises(CheckError, match="to peft is not the stack"):
+            export(store, "s1", tmp_path / "out", "peft", Silent(), accept_loss=True)
+        assert list(tmp_path.iterdir()) == []
+    else:
+        kept = export(store, "s1", tmp_path / "out", "peft", Silent(), accept_loss=True)["parity"]
+        assert kept["ok"] is False
+        assert kept["value"] > kept["limit"]
+
+
 def test_nan_on_either_side_is_a_difference():
     good, nan = torch.randn(3, 5), torch.full((3, 5), torch.nan)
     inf = good.clone()
@@ -134,7 +146,7 @@ def test_nan_on_either_side_is_a_difference():
 def test_refusals(store, tmp_path):
     with pytest.raises(UsageError, match="exists already"):
         export(store, "s1", tmp_path, "peft", Silent())
-    with pytest.raises(UsageError, match="known targets are gguf, gguf-lora, hf, peft"):
+    with pytest.raises(UsageError, match="known targets are gguf, gguf-lora, hf, mlx"):
         export(store, "s1", tmp_path / "out", "onnx", Silent())
     with pytest.raises(UsageError, match="--to hf"):
         export(store, BASE, tmp_path / "out", "peft", Silent())

@@ -9,8 +9,9 @@ from peft import LoraConfig, get_peft_model
 
 from lamina.core.errors import GateError, LayerError, UsageError
 from lamina.export.parity import logits_of
-from lamina.flows.adapters import export, import_peft, load_peft
+from lamina.flows.adapters import export, import_peft
 from lamina.flows.inventory import history
+from lamina.flows.to_python import load_peft
 from lamina.lowrank import codec
 from lamina.stack.compile import compile_stack
 from lamina.stack.resolve import resolve

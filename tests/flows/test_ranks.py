@@ -8,10 +8,11 @@ import torch
 from lamina.core.errors import UsageError
 from lamina.export.parity import logits_of
 from lamina.flows import learn
-from lamina.flows.adapters import export, import_peft, load_peft
+from lamina.flows.adapters import export, import_peft
 from lamina.flows.inventory import describe, render
 from lamina.flows.merge import merge
 from lamina.flows.squash import squash
+from lamina.flows.to_python import load_peft
 from lamina.flows.update import Request, recipe_of
 from lamina.lowrank import codec
 from lamina.stack.compile import compile_stack, stored_factors

@@ -22,9 +22,10 @@ def export(
         str,
         typer.Option(
             "--to",
-            metavar="peft|hf|gguf|gguf-lora",
+            metavar="peft|hf|gguf|gguf-lora|ollama|vllm|mlx",
             help="peft: one concatenated adapter. hf: merged weights. gguf: merged, for llama.cpp. "
-            "gguf-lora: an adapter for llama.cpp.",
+            "gguf-lora: an adapter for llama.cpp. ollama: GGUF and Modelfile. vllm: an adapter of "
+            "one rank, and the launch line. mlx: an adapter for mlx-lm.",
         ),
     ],
     precision: Annotated[
@@ -50,6 +51,7 @@ def export(
     lamina export agent ./agent-adapter --to peft
     lamina export agent ./agent-model --to hf
     lamina export agent ./agent-gguf --to gguf --precision q8_0
+    lamina export agent ./agent-ollama --to ollama --precision q4_k
 
     The folder gets a certificate, lamina.json, that states the difference and the limit. Nothing
     is left behind when the check fails.
@@ -69,6 +71,8 @@ def export(
         print_json(exported)
         return
     print_text(f"{exported['directory']}: {exported['to']}, {_verdict(exported['parity'])}")
+    if "note" in exported:
+        print_text(f"  {exported['note']}")
     for line in exported["use"]:
         print_text(f"  {line}")
 

@@ -1,5 +1,7 @@
 """A stack as one GGUF file for llama.cpp: layers merged in float32, then rounded once."""
 
+import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,24 +53,23 @@ def write(
     config = read_json(base / CONFIG)
     family = family_of(config)
     plan = list(_plan(base, config, compose(layers) if layers else {}, precision))
-    writer = GGUFWriter(file, family.name)
-    writer.add_type("model")
-    writer.add_name(name)
-    writer.add_file_type(FILE_TYPES[precision])
-    writer.add_quantization_version(2)
-    add_parameters(writer, family, config)
-    add_vocabulary(writer, base, config["vocab_size"], fmt)
-    for each in plan:
-        stored = packed_bytes(each.shape, each.kind)
-        writer.add_tensor_info(
-            each.name, stored, np.dtype(np.uint8), int(np.prod(stored)), raw_dtype=each.kind
-        )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for each in plan:
-        writer.write_tensor_data(pack(each.read(), each.kind))
-    writer.close()
+    with contextlib.closing(GGUFWriter(file, family.name)) as writer:
+        writer.add_type("model")
+        writer.add_name(name)
+        writer.add_file_type(FILE_TYPES[precision])
+        writer.add_quantization_version(2)
+        add_parameters(writer, family, config)
+        add_vocabulary(writer, base, config["vocab_size"], fmt)
+        for each in plan:
+            stored = packed_bytes(each.shape, each.kind)
+            writer.add_tensor_info(
+                each.name, stored, np.dtype(np.uint8), math.prod(stored), raw_dtype=each.kind
+            )
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for each in plan:
+            writer.write_tensor_data(pack(each.read(), each.kind))
 
 
 def _plan(

@@ -4,6 +4,7 @@ alpha = the widest rank r, with every scale folded into B. llama.cpp scales by a
 own rank), and one alpha stands for the whole file: B of a narrower tensor takes rank / r.
 """
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,16 +32,15 @@ def write(base: Path, layers: Sequence[LayerFactors], file: Path, name: str) -> 
     if unknown:
         raise LayerError("llama.cpp has no name for modules of the stack", faults=unknown)
     rank = max(factors.rank for factors in joined.values())
-    writer = GGUFWriter(file, family.name)
-    writer.add_type("adapter")
-    writer.add_name(name)
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", float(rank))
-    for module, factors in joined.items():
-        b_OR = family.convert(module, factors.b_OR * (factors.rank / rank), config)
-        writer.add_tensor(f"{names[module]}.lora_a", factors.a_RI.contiguous().numpy())
-        writer.add_tensor(f"{names[module]}.lora_b", b_OR.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    with contextlib.closing(GGUFWriter(file, family.name)) as writer:
+        writer.add_type("adapter")
+        writer.add_name(name)
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", float(rank))
+        for module, factors in joined.items():
+            b_OR = family.convert(module, factors.b_OR * (factors.rank / rank), config)
+            writer.add_tensor(f"{names[module]}.lora_a", factors.a_RI.contiguous().numpy())
+            writer.add_tensor(f"{names[module]}.lora_b", b_OR.contiguous().numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()

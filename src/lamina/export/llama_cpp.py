@@ -6,6 +6,7 @@ nobody without a key made for it.
 
 import contextlib
 import json
+import math
 import secrets
 import urllib.error
 import urllib.request
@@ -46,7 +47,10 @@ class LlamaCpp:
              "cache_prompt": True, "logit_bias": [[self._letter, 1e4]]},
         )  # fmt: skip
         found = answer["completion_probabilities"][0]["top_logprobs"]
-        return {int(token["id"]): float(token["logprob"]) for token in found}
+        logs = {int(token["id"]): token["logprob"] for token in found}
+        if any(log is None or not math.isfinite(log) for log in logs.values()):
+            raise CheckError("llama.cpp computes numbers that are not finite with this file")
+        return {token: float(log) for token, log in logs.items()}
 
     def prompt_ids(self, messages: Sequence[dict[str, Any]], tools: Sequence[Any]) -> list[int]:
         """Ids of a conversation: the file's own template, rendered and tokenised by llama.cpp."""

@@ -33,7 +33,25 @@ def write(
     base: str,
 ) -> None:
     """Write adapter_config.json and adapter_model.safetensors into `directory`."""
-    joined = concatenated(layers)
+    write_joined(concatenated(layers), linears, directory, base)
+
+
+def padded(joined: Mapping[str, Factors], rank: int) -> dict[str, Factors]:
+    """The same updates, each of rank `rank`: rows of A and columns of B of zeros are added."""
+    return {
+        name: Factors(
+            nn.functional.pad(f.a_RI, (0, 0, 0, rank - f.rank)),
+            nn.functional.pad(f.b_OR, (0, rank - f.rank)),
+            f.scale,
+        )
+        for name, f in joined.items()
+    }
+
+
+def write_joined(
+    joined: Mapping[str, Factors], linears: Mapping[str, nn.Linear], directory: Path, base: str
+) -> None:
+    """Write one layer, each module at scale 1, as both files of an adapter."""
     rank = max(factors.rank for factors in joined.values())
     config, weights = codec.encode(
         joined,

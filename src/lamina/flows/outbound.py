@@ -13,6 +13,8 @@ from lamina.store.layout import Store
 
 CERTIFICATE = "lamina.json"
 """Name of the certificate in an export's folder."""
+FOLDER = "@DIR@"
+"""Stands for the export's folder in the commands that use it."""
 
 Probe = tuple[tuple[Message, ...], tuple[str, ...]]
 """One question of the parity check: messages and tools."""
@@ -30,6 +32,13 @@ class Job:
     precision: str | None
     """As the user gave it."""
 
+    @property
+    def base_name(self) -> str:
+        """What the store calls the base, or its digest."""
+        digest = self.stack.base.digest
+        names = [name for name, base in self.store.bases().items() if base.digest == digest]
+        return min(names, default=f"@{digest}")
+
 
 @dataclass(frozen=True)
 class Made:
@@ -42,7 +51,7 @@ class Made:
     facts: dict[str, Any] = field(default_factory=dict)
     """More for the certificate."""
     use: tuple[str, ...] = ()
-    """Commands that use the export; DIR stands for its folder."""
+    """Commands that use the export; FOLDER stands for its folder."""
 
 
 def refuse_precision(job: Job) -> None:

@@ -5,10 +5,13 @@ from typing import Any, get_args
 
 import torch
 
+from lamina.bases.identity import CONFIG, read_json
 from lamina.core.errors import UsageError
+from lamina.core.files import atomic_write
 from lamina.export import gguf as gguf_file
 from lamina.export import gguf_lora as lora_file
 from lamina.export import llama_cpp
+from lamina.export import ollama as modelfile
 from lamina.export.gguf_types import Precision
 from lamina.export.likelihood import LIMITS, Likelihood, compare, places_of
 from lamina.flows.outbound import Job, Made, refuse_packed, refuse_precision
@@ -17,6 +20,10 @@ from lamina.tokens.render import adapt
 
 DEFAULT_PRECISION: Precision = "f16"
 ADAPTER = "adapter.gguf"
+_NO_OLLAMA = (
+    "Ollama itself was not run: llama.cpp loaded the model, and the Modelfile's template was "
+    "composed from its pieces and compared"
+)
 _LEAST_CONTEXT = 512
 _UNPROVED = (
     "llama.cpp is not installed here, so nothing has loaded this export: "
@@ -34,7 +41,35 @@ def gguf(job: Job) -> Made:
         proof,
         None if proof else _UNPROVED,
         _facts(file=name, precision=precision, proof=proof),
-        (f"llama-server -m DIR/{name} --jinja",),
+        (f"llama-server -m @DIR@/{name} --jinja",),
+    )
+
+
+def ollama(job: Job) -> Made:
+    """A merged model file and a Modelfile. Raises as `gguf`, UsageError for a template that is
+    not put into Go."""
+    precision = precision_of(job)
+    name = f"model-{precision}.gguf"
+    fmt = base_format(job.store, job.stack)
+    shape = modelfile.shape_of(fmt)
+    conversations = [adapt(*probe, fmt.abilities) for probe in job.probes]
+    for messages, tools in conversations:
+        if tools or shape.render(messages) != fmt.text(messages, ()):
+            raise UsageError(
+                "the Modelfile's template reads an exam's question otherwise than the stack does",
+                hint="--to gguf carries the template as it is",
+            )
+    write_model(job, job.directory / name, precision, merged=True)
+    config = read_json(base_directory(job.store, job.stack.base) / CONFIG)
+    stops = tuple(fmt.decode([stop], special=True) for stop in fmt.stop_ids) + fmt.stop_strings
+    text = modelfile.modelfile(shape, name, config["max_position_embeddings"], stops)
+    atomic_write(job.directory / modelfile.FILE, text.encode())
+    proof = prove(job, job.directory / name, precision)
+    return Made(
+        proof,
+        None if proof else _UNPROVED,
+        _facts(file=name, precision=precision, proof=proof, note=_NO_OLLAMA),
+        (f"ollama create NAME -f @DIR@/{modelfile.FILE}",),
     )
 
 
@@ -48,14 +83,13 @@ def gguf_lora(job: Job) -> Made:
         write_model(job, base, "f16", merged=False)
         proof = prove(job, base, "f16", adapter=job.directory / ADAPTER)
         base.unlink()
-    base_name = _base_name(job)
     return Made(
         proof,
         None if proof else _UNPROVED,
         _facts(file=ADAPTER, base=job.stack.config.base, proof=proof),
         (
-            f"lamina export {base_name} BASE_DIR --to gguf",
-            f"llama-server -m BASE_DIR/model-f16.gguf --lora DIR/{ADAPTER} --jinja",
+            f"lamina export {job.base_name} BASE_DIR --to gguf",
+            f"llama-server -m BASE_DIR/model-f16.gguf --lora @DIR@/{ADAPTER} --jinja",
         ),
     )
 
@@ -78,7 +112,7 @@ def write_model(job: Job, file: Path, precision: Precision, *, merged: bool) -> 
         file,
         precision,
         base_format(job.store, job.stack),
-        job.stack.label if merged else _base_name(job),
+        job.stack.label if merged else job.base_name,
     )
 
 
@@ -114,13 +148,6 @@ def prove(
         theirs = [engine.next_token(ids) for ids, _ in places]
     worst, mean = compare([likely for _, likely in places], theirs)
     return Likelihood(worst, mean, LIMITS[precision], len(prompts), len(places), other)
-
-
-def _base_name(job: Job) -> str:
-    """What the store calls the base, or its digest."""
-    digest = job.stack.base.digest
-    names = [name for name, base in job.store.bases().items() if base.digest == digest]
-    return min(names, default=f"@{digest}")
 
 
 def _facts(*, proof: Likelihood | None, **facts: Any) -> dict[str, Any]:

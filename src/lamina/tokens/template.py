@@ -89,6 +89,13 @@ class ChatFormat:
         spans, _ = self._prompt(_Script(self, messages, tools), len(messages))
         return self._encode([chunk for span in spans for chunk in span.chunks])
 
+    def text(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> str:
+        """What the template makes of messages in its own form, up to the next answer.
+
+        Control tokens in contents are not told apart here. Raises DataError.
+        """
+        return self._render(list(messages), tools, prompt=True)
+
     def rendering(self, messages: Sequence[Message], tools: tuple[str, ...] = ()) -> Rendering:
         """The sequences to train on; every assistant turn is supervised in exactly one of them.
 
