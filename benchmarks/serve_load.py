@@ -3,8 +3,10 @@
 `lamina serve` with 32 stacks and `--clients` users of the official client. Each asks a stack drawn
 at random one of a few questions, again and again; what every stack says to every question was
 asked before, one at a time. As the engine's numbers do not depend on the batch, each answer must
-be the same to the character. The cache is small (`--cache-tokens`), so that blocks run out and
-answers give way to others and are read again. One request in twenty is left before it ends.
+be the same to the character. Only questions that the stack answers as no other pair is answered
+are asked under load (`pairs`), so that no exchange goes unseen. The cache is small
+(`--cache-tokens`), so that blocks run out and answers give way to others and are read again. One
+request in twenty is left before it ends.
 
 - `answers`, `left`: requests that came to their end; that their clients left.
 - `lost`: those with an error or without an end. `crossed`: those whose text is another one;
@@ -59,7 +61,7 @@ def main() -> None:
     arguments.add_argument("--minutes", type=float, default=10.0)
     arguments.add_argument("--clients", type=int, default=200)
     arguments.add_argument("--stacks", type=int, default=32)
-    arguments.add_argument("--questions", type=int, default=4)
+    arguments.add_argument("--questions", type=int, default=6)
     arguments.add_argument("--rank", type=int, default=16)
     arguments.add_argument("--leave", type=float, default=0.05, help="share of requests left")
     arguments.add_argument("--cache-tokens", type=int, default=16384)
@@ -83,16 +85,14 @@ def measured(directory: Path, given: argparse.Namespace) -> dict[str, Any]:
         faults = [answer.fault for answer in expected if answer.fault]
         if faults:
             raise RuntimeError(faults[0])
-        texts = {pair: answer.text for pair, answer in zip(pairs, expected, strict=True)}
-        say(f"{len(texts)} answers given alone, {len(set(texts.values()))} of them different")
+        times = Counter(answer.text for answer in expected)
+        told = zip(pairs, expected, strict=True)
+        texts = {pair: answer.text for pair, answer in told if times[answer.text] == 1}
+        stacks = {stack for stack, _ in texts}
+        say(f"{len(texts)} of {len(pairs)} answers, by {len(stacks)} stacks, are nobody else's")
         load = Load(url, texts, given)
         asyncio.run(load.run())
-    row = load.row()
-    return row | {
-        "minutes": given.minutes,
-        "stacks": given.stacks,
-        "distinct": len(set(texts.values())),
-    }
+    return load.row() | {"minutes": given.minutes, "stacks": len(stacks), "pairs": len(texts)}
 
 
 @dataclass
