@@ -117,11 +117,9 @@ class Host:
     def model(self, text: str, allowed: Sequence[str] | None = None) -> Model:
         """What `text` means now. Raises as `resolve`."""
         stack = self.resolve(text, allowed)
-        for model in self.models(allowed):
-            if model.id == text:
-                return model
         top = stack.layers[-1].digest if stack.layers else stack.base.digest
-        created = int(self.store.path(top).stat().st_mtime)
+        kept = stack.digest if stack.layers and self.store.has(stack.digest) else top
+        created = int(self.store.path(kept).stat().st_mtime)
         return Model(text, stack.digest, stack.config.base, created)
 
     def resolve(self, text: str, allowed: Sequence[str] | None = None) -> ResolvedStack:
@@ -146,7 +144,7 @@ class Host:
         if not served.here(model):
             raise UnknownNameError(
                 f"{text} is not among the stacks that this server was started with",
-                hint=f"it serves: {', '.join(self._stacks)}",
+                hint=f"it serves: {', '.join(self._stacks)}" if allowed is None else _WHERE,
             )
         if model not in served:
             raise UnknownNameError(f"{text} is not among the stacks of this key", hint=_WHERE)
