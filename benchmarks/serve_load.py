@@ -45,6 +45,7 @@ MOST = 48
 """Tokens of an answer."""
 EVERY = 10.0
 """Seconds between looks at the server's memory."""
+QUICK = {"minutes": 0.1, "clients": 12, "stacks": 4, "drain_seconds": 1.0, "cache_tokens": 1024}
 SETTLED = 1.0
 """Seconds between the last request and SIGTERM: a request that was not read yet is refused by TCP,
 whoever serves."""
@@ -66,7 +67,10 @@ def main() -> None:
     arguments.add_argument("--leave", type=float, default=0.05, help="share of requests left")
     arguments.add_argument("--cache-tokens", type=int, default=16384)
     arguments.add_argument("--drain-seconds", type=float, default=30.0)
+    arguments.add_argument("--quick", action="store_true", help="seconds, few clients")
     given = arguments.parse_args()
+    if given.quick:
+        vars(given).update(QUICK)
     with home(given.home) as directory:
         prepare(directory, "served", given.stacks, given.rank)
         emit("serve_load", measured(directory, given), keep=given.keep)
@@ -89,6 +93,8 @@ def measured(directory: Path, given: argparse.Namespace) -> dict[str, Any]:
         told = zip(pairs, expected, strict=True)
         texts = {pair: answer.text for pair, answer in told if times[answer.text] == 1}
         stacks = {stack for stack, _ in texts}
+        if not texts:
+            raise RuntimeError("all stacks say the same: nothing could be seen")
         say(f"{len(texts)} of {len(pairs)} answers, by {len(stacks)} stacks, are nobody else's")
         load = Load(url, texts, given)
         asyncio.run(load.run())
@@ -126,8 +132,9 @@ class Load:
                 asyncio.create_task(self._client(client, random.Random(number)))
                 for number in range(self.given.clients)
             ]
-            while (passed := time.perf_counter() - began) < 60 * self.given.minutes:
-                await asyncio.sleep(min(EVERY, 60 * self.given.minutes - passed))
+            end = began + 60 * self.given.minutes
+            while (left := end - time.perf_counter()) > 0:
+                await asyncio.sleep(min(EVERY, 6 * self.given.minutes, left))
                 await asyncio.to_thread(self._look)
             self.ending = True
             self.seconds = time.perf_counter() - began
@@ -178,7 +185,7 @@ class Load:
         inside = int(found["lamina_engine_running"] + found["lamina_engine_waiting"])
         self.at_once = max(self.at_once, inside)
         said = f"{self.resident[-1] / 1e6:.0f} MB, {inside} in the engine"
-        say(f"{len(self.resident) * EVERY:.0f} s: {dict(self.counts)}, {said}")
+        say(f"{len(self.resident)}: {dict(self.counts)}, {said}")
 
     def row(self) -> dict[str, Any]:
         """What was found."""

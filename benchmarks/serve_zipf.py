@@ -33,6 +33,7 @@ from lamina.core.sizes import parse_size
 
 AGAIN = 20
 """One in so many answers is asked again alone."""
+QUICK = {"stacks": 20, "requests": 60, "clients": 6, "layer_memory": "1kB"}
 
 
 def main() -> None:
@@ -44,7 +45,10 @@ def main() -> None:
     arguments.add_argument("--clients", type=int, default=32)
     arguments.add_argument("--layer-memory", default="256MB")
     arguments.add_argument("--new", type=int, default=32)
+    arguments.add_argument("--quick", action="store_true", help="few stacks, few requests")
     given = arguments.parse_args()
+    if given.quick:
+        vars(given).update(QUICK)
     with home(given.home) as directory:
         prepare(directory, "zipf", given.stacks, given.rank)
         emit("serve_zipf", measured(directory, given), keep=given.keep)

@@ -27,6 +27,8 @@ KEYS = {
     "iterate": {"first_s", "again_s", "edited_s", "updated_s", "phases_s"},
     "quantised": {"plain", "nf4", "int8"},
     "large": {"bit_exact", "ratio", "limit_bytes", "peak_bytes", "resident_ends_with"},
+    "serve_load": {"clients", "answers", "lost", "crossed", "rss_growth"},
+    "serve_zipf": {"first_new_s", "first_known_s", "gap_s", "rss_mb", "layers_evicted"},
     "squash": {"rel_error", "peak_over_factors", "seconds", "ship8_of_64"},
 }
 
@@ -42,7 +44,7 @@ def home(tmp_path):
     return tmp_path / "home"
 
 
-WITHOUT_DATA = {"gpu", "memory"}
+WITHOUT_DATA = {"gpu", "memory", "serve_load", "serve_zipf"}
 
 
 @pytest.mark.slow
