@@ -43,8 +43,7 @@ from lamina.export import gguf, gguf_lora
 from lamina.export import peft as peft_adapter
 from lamina.serve.batch import Span
 from lamina.serve.engine import Engine, Limits
-from lamina.serve.native import NativeDecoder
-from lamina.serve.open import open_engine
+from lamina.serve.open import decoder_of, open_engine
 from lamina.serve.request import Event, Finished, Request
 from lamina.stack.compile import (
     Compiled,
@@ -56,7 +55,6 @@ from lamina.stack.compile import (
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
 
-ROWS = 32
 PEERS = ("transformers", "peft", "llamacpp")
 
 
@@ -66,17 +64,22 @@ def main() -> None:
     arguments.add_argument("--rank", type=int, default=16)
     arguments.add_argument("--new", type=int, default=64)
     arguments.add_argument("--peft-new", type=int, default=4)
+    arguments.add_argument("--rows", type=int, default=32)
     arguments.add_argument("--repeats", type=int, default=3)
+    arguments.add_argument("--quick", action="store_true", help="a few short answers, no llama.cpp")
     arguments.add_argument("--skip", nargs="*", default=[], choices=PEERS)
     arguments.add_argument("--only", help=argparse.SUPPRESS)
     given = arguments.parse_args()
+    if given.quick:
+        given.rank, given.new, given.peft_new, given.rows, given.repeats = 2, 4, 2, 3, 1
+        given.skip = ["llamacpp"]
     with home(given.home) as directory:
         if given.only:
             print(json.dumps(RUNS[given.only](directory, given)))
             return
-        prepare(directory, "served", ROWS, given.rank)
+        prepare(directory, "served", given.rows, given.rank)
         say("stacks are there")
-        exported(directory, given.skip)
+        exported(directory, given.rows, given.skip)
         emit("serve", compared(directory, given), keep=given.keep)
 
 
@@ -112,7 +115,7 @@ def compared(directory: Path, given: argparse.Namespace) -> dict[str, Any]:
         "bound_share": round(speed["many_decode"] / bound, 3),
         "tokens_s": {key: round(value, 1) for key, value in speed.items()},
         "rank": given.rank,
-        "rows": ROWS,
+        "rows": given.rows,
         "new": given.new,
         "repeats": given.repeats,
     }
@@ -120,7 +123,8 @@ def compared(directory: Path, given: argparse.Namespace) -> dict[str, Any]:
 
 def _child(directory: Path, name: str, given: argparse.Namespace) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.serve", "--home", str(directory), "--only", name]
-    command += ["--new", str(given.new), "--peft-new", str(given.peft_new)]
+    for key in ("new", "peft_new", "rows"):
+        command += [f"--{key.replace('_', '-')}", str(getattr(given, key))]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
     found: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
     return found
@@ -140,12 +144,16 @@ def engine_speeds(directory: Path, given: argparse.Namespace) -> dict[str, float
     """`many`, `one`, `base`, `single`: tokens a second, after each has been run once."""
     store = Store.open(directory)
     engine = open_engine(store, store.bases()[BASE], limits=Limits(cache_tokens=32768))
-    asked = prompts(store, ROWS)
-    many = [f"served{i}" for i in range(ROWS)]
+    asked = prompts(store, given.rows)
+    many = [f"served{i}" for i in range(given.rows)]
     found: dict[str, float] = {}
     for stacks in (many, [BASE]):
         _answers(engine, store, stacks, asked[: len(stacks)], 4)
-    for key, stacks in (("many", many), ("one", many[:1] * ROWS), ("base", [BASE] * ROWS)):
+    for key, stacks in (
+        ("many", many),
+        ("one", many[:1] * given.rows),
+        ("base", [BASE] * given.rows),
+    ):
         # a prompt that was never read: another beginning keeps the prefix tree out
         fresh = [[ids[0], 500 + len(found), *ids[1:]] for ids in asked]
         total, decode = _answers(engine, store, stacks, fresh, given.new)
@@ -195,19 +203,19 @@ def products(directory: Path, given: argparse.Namespace) -> dict[str, float]:
     """Tokens a second of the base's products alone for 32 rows: torch's, and our kernel's."""
     store = Store.open(directory)
     compiled = compile_stack(store, resolve(store, BASE))
-    torch_speed = ROWS / _torch_products(compiled)
-    decoder = NativeDecoder(compiled.model)
-    decoder.reserve(ROWS)
-    ids = list(range(10, 10 + ROWS))
+    torch_speed = given.rows / _torch_products(compiled, given.rows)
+    decoder = decoder_of(compiled)
+    decoder.reserve(given.rows)
+    ids = list(range(10, 10 + given.rows))
 
     def once() -> None:  # a first token has no past: next to nothing but products
         decoder.run([Span([token], 0, [i], [], True) for i, token in enumerate(ids)])
 
     once()
-    return {"products_torch": torch_speed, "products_own": ROWS / median_seconds(once, 15)}
+    return {"products_torch": torch_speed, "products_own": given.rows / median_seconds(once, 15)}
 
 
-def _torch_products(compiled: Compiled) -> float:
+def _torch_products(compiled: Compiled, rows: int) -> float:
     """Seconds; linears that read one tensor as one product, as fast as torch can."""
     model: Any = compiled.model
     groups = []
@@ -221,7 +229,7 @@ def _torch_products(compiled: Compiled) -> float:
         ):
             groups.append(torch.cat([member.weight for member in members]))
     groups.append(head(model).weight)
-    inputs = {w.shape[1]: torch.randn(ROWS, w.shape[1]).to(w.dtype) for w in groups}
+    inputs = {w.shape[1]: torch.randn(rows, w.shape[1]).to(w.dtype) for w in groups}
 
     def once() -> None:
         with torch.inference_mode():
@@ -236,12 +244,12 @@ def http_speed(directory: Path, given: argparse.Namespace) -> dict[str, float]:
     """Tokens a second through the server and the official client, 32 streams."""
     import asyncio
 
-    asked = [(f"served{i}", text) for i, text in enumerate(questions(ROWS))]
+    asked = [(f"served{i}", text) for i, text in enumerate(questions(given.rows))]
     with server(directory) as url:
-        asyncio.run(ask_all(url, asked, 2, ROWS))  # the base and the layers are loaded
+        asyncio.run(ask_all(url, asked, 2, given.rows))  # the base and the layers are loaded
         fresh = [(stack, f"Hello. {text}") for stack, text in asked]
         began = time.perf_counter()
-        answers = asyncio.run(ask_all(url, fresh, given.new, ROWS))
+        answers = asyncio.run(ask_all(url, fresh, given.new, given.rows))
         seconds = time.perf_counter() - began
     faults = [answer.fault for answer in answers if answer.fault]
     if faults:
@@ -270,7 +278,7 @@ def transformers_speeds(directory: Path, given: argparse.Namespace) -> dict[str,
     """generate over the base, 32 rows and one."""
     store = Store.open(directory)
     model = load(base_directory(store, store.bases()[BASE]), dtype=torch.bfloat16).model
-    asked = prompts(store, ROWS)
+    asked = prompts(store, given.rows)
     _generate(model, asked[:2], 2)
     return {
         "transformers": _generate(model, asked, given.new),
@@ -284,21 +292,23 @@ def peft_speed(directory: Path, given: argparse.Namespace) -> dict[str, float]:
 
     store = Store.open(directory)
     model = load(base_directory(store, store.bases()[BASE]), dtype=torch.bfloat16).model
-    names = [f"served{i}" for i in range(ROWS)]
+    names = [f"served{i}" for i in range(given.rows)]
     folder = directory / "adapters"
     peft: Any = PeftModel.from_pretrained(model, folder / names[0], adapter_name=names[0])  # type: ignore[arg-type]
     for name in names[1:]:
         peft.load_adapter(folder / name, adapter_name=name)
     peft.eval()
-    return {"peft": _generate(peft, prompts(store, ROWS), given.peft_new, adapter_names=names)}
+    return {
+        "peft": _generate(peft, prompts(store, given.rows), given.peft_new, adapter_names=names)
+    }
 
 
-def exported(directory: Path, skipped: list[str]) -> None:
+def exported(directory: Path, rows: int, skipped: list[str]) -> None:
     """Adapters for PEFT and GGUF files for llama.cpp, written once: what lamina's exports write."""
     store = Store.open(directory)
     base = base_directory(store, store.bases()[BASE])
     modules = linears(empty_model(base))
-    for i in range(ROWS):
+    for i in range(rows):
         stack = resolve(store, f"served{i}")
         factors = layer_factors(store, stack.layers[0])
         folder, file = directory / "adapters" / f"served{i}", directory / f"loras/served{i}.gguf"
@@ -349,7 +359,7 @@ def llama_server(file: Path, *, slots: int, adapters: list[Path]) -> Iterator[Ca
 
 def llamacpp_speeds(directory: Path, given: argparse.Namespace) -> dict[str, float]:
     """32 requests with an adapter each, and one request over the base in two precisions."""
-    asked = prompts(Store.open(directory), ROWS)
+    asked = prompts(Store.open(directory), given.rows)
     options = {"temperature": 0, "ignore_eos": True, "cache_prompt": False}
     found = {}
     for precision in ("f16", "q8_0"):
@@ -359,20 +369,20 @@ def llamacpp_speeds(directory: Path, given: argparse.Namespace) -> dict[str, flo
             began = time.perf_counter()
             count = complete(prompt=asked[0], n_predict=128, **options)["tokens_predicted"]
             found[f"llamacpp_{precision}"] = count / (time.perf_counter() - began)
-    adapters = [directory / f"loras/served{i}.gguf" for i in range(ROWS)]
+    adapters = [directory / f"loras/served{i}.gguf" for i in range(given.rows)]
     with (
-        llama_server(directory / "base-f16.gguf", slots=ROWS, adapters=adapters) as complete,
-        ThreadPoolExecutor(ROWS) as pool,
+        llama_server(directory / "base-f16.gguf", slots=given.rows, adapters=adapters) as complete,
+        ThreadPoolExecutor(given.rows) as pool,
     ):
 
         def one(row: int) -> int:
-            lora = [{"id": i, "scale": float(i == row)} for i in range(ROWS)]
+            lora = [{"id": i, "scale": float(i == row)} for i in range(given.rows)]
             said = complete(prompt=asked[row], n_predict=given.new, lora=lora, **options)
             count: int = said["tokens_predicted"]
             return count
 
         began = time.perf_counter()
-        total = sum(pool.map(one, range(ROWS)))
+        total = sum(pool.map(one, range(given.rows)))
         found["llamacpp"] = total / (time.perf_counter() - began)
     return found
 

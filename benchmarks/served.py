@@ -154,6 +154,19 @@ def _await_health(url: str, process: "subprocess.Popen[bytes]") -> None:
     raise RuntimeError("lamina serve did not come up")
 
 
+def metrics(url: str) -> dict[str, float]:
+    """`/metrics`: name -> value, summed over labels."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:
+        text = answer.read().decode()
+    found: dict[str, float] = {}
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            name, _, value = line.rpartition(" ")
+            name = name.partition("{")[0]
+            found[name] = found.get(name, 0.0) + float(value)
+    return found
+
+
 @dataclass
 class Answered:
     """One streamed answer, with when its pieces came."""

@@ -124,6 +124,7 @@ def benchmark_table() -> str:
     _training(add)
     _bases(add)
     _current(add)
+    _serving(add)
     return "\n".join(lines)
 
 
@@ -230,6 +231,44 @@ def _current(add: Callable[[str, str, Callable[[dict[str, Any]], str]], None]) -
         "eight layers of rank 16 squashed, shapes of a 7B model",
         "squash",
         _squash,
+    )
+
+
+def _serving(add: Callable[[str, str, Callable[[dict[str, Any]], str]], None]) -> None:
+    """The lines about serving."""
+    add(
+        "32 requests at once, a stack of rank 16 each, beside one stack for all; times the tokens a "
+        "second of transformers without adapters, PEFT's `adapter_names`, llama.cpp (f16) with an "
+        "adapter a request; one request beside transformers, llama.cpp f16 and q8_0",
+        "serve",
+        lambda r: (
+            f"{r['tokens_s']['many']:.0f} tokens/s, {r['many_vs_one']:.2f} of one stack's; "
+            f"{r['vs_transformers']:.1f}, {r['vs_peft']:.0f}, {r['vs_llamacpp']:.1f} times; "
+            f"{r['tokens_s']['single']:.0f} tokens/s: {r['single_vs_transformers']:.1f}, "
+            f"{r['single_vs_llamacpp']:.2f}, {r['single_vs_llamacpp_q8_0']:.2f} times"
+        ),
+    )
+    add(
+        "streaming clients on one server, one request in twenty left before its end: answers, each "
+        "compared with what its stack says alone; growth of memory; SIGTERM under that load",
+        "serve_load",
+        lambda r: (
+            f"{r['clients']} clients, {r['stacks']} stacks, {r['minutes']:.0f} minutes: "
+            f"{r['answers']:,} answers, {r['lost']} lost, {r['crossed']} crossed; "
+            f"{r['rss_growth']:+.1%}; {r['drain']['finished']} finished, "
+            f"{r['drain']['told']} told, {r['drain']['lost']} lost"
+        ),
+    )
+    add(
+        "a thousand stacks on one server, asked by Zipf's law, layers in little memory: start, "
+        "first token of a stack that was not in memory and of one asked before, memory",
+        "serve_zipf",
+        lambda r: (
+            f"{r['stacks']:,} stacks, {r['asked']} asked, {r['layers_evicted']} layers evicted: "
+            f"{r['cold_start_s']:.1f} s; {r['first_new_s']['p50']:.2f} s, "
+            f"{r['first_known_s']['p50']:.2f} s (medians, {r['clients']} clients); "
+            f"{r['rss_mb']:,} MB, {r['layer_mb']:.0f} of them layers"
+        ),
     )
 
 

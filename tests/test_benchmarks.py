@@ -28,6 +28,9 @@ KEYS = {
     "quantised": {"plain", "nf4", "int8"},
     "large": {"bit_exact", "ratio", "limit_bytes", "peak_bytes", "resident_ends_with"},
     "export_parity": {"targets", "families"},
+    "serve": {"many_vs_one", "bound_share", "http_share", "tokens_s"},
+    "serve_load": {"clients", "answers", "lost", "crossed", "rss_growth"},
+    "serve_zipf": {"first_new_s", "first_known_s", "gap_s", "rss_mb", "layers_evicted"},
     "squash": {"rel_error", "peak_over_factors", "seconds", "ship8_of_64"},
 }
 
@@ -43,7 +46,7 @@ def home(tmp_path):
     return tmp_path / "home"
 
 
-WITHOUT_DATA = {"export_parity", "gpu", "memory"}
+WITHOUT_DATA = {"export_parity", "gpu", "memory", "serve", "serve_load", "serve_zipf"}
 
 
 @pytest.mark.slow

@@ -235,6 +235,38 @@ def test_cancelling_frees_at_once(opened, store):
     assert sum(isinstance(event, Finished) for event in heard.events) == 1
 
 
+def test_who_leaves_while_the_prompt_is_read_frees_it_and_spoils_nothing(opened, store):
+    prompt = tokens(5, 1500)
+    expected = alone(opened, store, "two", prompt)
+    engine = opened(pass_tokens=2)
+    heard = ask(engine, store, "two", prompt)
+    while engine.stats().tokens_in < 3 * BLOCK:
+        time.sleep(0.001)
+    heard.ticket.cancel()
+    ended = heard.wait()
+    assert (ended.reason, ended.new_tokens) == ("cancelled", 0)
+    assert engine.stats().tokens_in < len(prompt)
+    assert engine._cache.available == engine._cache.count
+    again = ask(engine, store, "two", prompt)
+    assert 3 * BLOCK <= again.wait().cached_tokens < len(prompt) - BLOCK
+    assert again.ids == expected
+
+
+def test_who_leaves_while_its_layers_are_read(opened, store):
+    """Its layers may come later: they are nobody's, and the next one finds or loads them."""
+    engine = opened(layer_bytes=1)
+    expected = ask(engine, store, "five", tokens(0, 9))
+    expected.wait()
+    for _ in range(20):
+        left = ask(engine, store, "five", tokens(1, 9))
+        left.ticket.cancel()
+        assert left.wait().reason in ("cancelled", "length")
+    again = ask(engine, store, "five", tokens(0, 9))
+    assert again.wait().reason == "length"
+    assert again.ids == expected.ids
+    assert engine._cache.available == engine._cache.count
+
+
 def test_a_name_that_moves_finishes_on_the_old_stack(opened, store, tmp_path):
     expected = alone(opened, store, "two", tokens(0, 10), 60)
     engine = opened()

@@ -72,6 +72,9 @@ def test_a_key_for_some_stacks(world):
         refused = world.chat(model=model, headers=bearer(secret))
         assert refused.status_code == 404
         assert world.client.get(f"/v1/models/{model}", headers=bearer(secret)).status_code == 404
+    guessed = world.chat(model="suport", headers=bearer(secret)).json()["error"]["message"]
+    assert "nothing is called 'suport'" in guessed
+    assert "support" not in guessed  # names of others are not told
 
 
 def test_the_pages_need_a_key_that_may_see_all_stacks(world):

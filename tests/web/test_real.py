@@ -96,6 +96,46 @@ def test_a_client_that_leaves_frees_its_blocks(serve, engine, post, stream):  # 
         assert world_answers(world)
 
 
+def test_a_client_that_leaves_while_its_prompt_is_read(serve, seed_store, post):  # noqa: F811
+    engine = with_limits(Limits(cache_tokens=4096, pass_tokens=1))(
+        seed_store, seed_store.bases()["pico"]
+    )
+    with serve(engine) as world:
+        content = "tell me the user asks " * 150
+        asking = post(world.url, stream=True, messages=[{"role": "user", "content": content}])
+        until(lambda: engine.stats().tokens_in > 40)
+        asking.leave()
+        until(lambda: engine.stats().running == 0)
+        until(lambda: world.records)
+        assert world.records[0]["completion_tokens"] == 0
+        assert engine.stats().tokens_in < world.records[0]["prompt_tokens"]
+        assert world_answers(world)
+
+
+def test_a_stack_that_is_removed_while_it_answers(serve, store, post):  # noqa: F811
+    """What runs goes on with the layers in memory; whoever asks then is told that it is gone."""
+    from lamina.flows.remove import remove
+
+    engine = with_limits(Limits(cache_tokens=4096))(store, store.bases()["pico"])
+    asked = {"stream": True, "max_tokens": 600, "temperature": 1.9, "seed": 5}
+
+    def contents(response):
+        lines = [line for line in response.read().decode().split("\n\n") if "content" in line]
+        return [json.loads(line[6:])["choices"][0]["delta"] for line in lines]
+
+    with serve(engine, store=store) as world:
+        whole = contents(post(world.url, **asked).answer())
+        before = engine.stats().tokens_out
+        asking = post(world.url, **asked)
+        until(lambda: engine.stats().tokens_out > before)
+        assert engine.stats().running == 1
+        remove(store, ["support"])
+        store.collect(grace_seconds=0)
+        assert engine.stats().running == 1
+        assert post(world.url, **asked).answer().status == 404
+        assert contents(asking.answer()) == whole
+
+
 def world_answers(world):
     return world.said(max_tokens=1)["usage"]["completion_tokens"] == 1
 

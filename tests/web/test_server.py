@@ -111,6 +111,64 @@ def test_many_at_once_and_half_of_them_leave(serve, post):
         assert sum(r.get("left", False) or r["status"] == 499 for r in world.records) == 12
 
 
+class Slow:
+    """A client with little room for what comes, that reads when it is told to."""
+
+    def __init__(self, url, **body):
+        where = urlsplit(url)
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self._socket.connect((where.hostname, where.port))
+        text = json.dumps(ASKED | {"stream": True} | body)
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+        head += f"content-type: application/json\r\ncontent-length: {len(text)}\r\n\r\n"
+        self._socket.sendall((head + text).encode())
+
+    def read(self, most=None):
+        """All that comes, or the next of it."""
+        if most is not None:
+            return self._socket.recv(most)
+        return b"".join(iter(lambda: self._socket.recv(65536), b""))
+
+    def close(self):
+        self._socket.close()
+
+
+def test_a_slow_listener_hears_all_and_holds_nobody_up(serve, post):
+    engine = Fake(forever, context=10**7)
+    with serve(engine) as world, contextlib.closing(Slow(world.url, max_tokens=30_000)) as slow:
+        until(lambda: engine.stats().tokens_out == 30_000, 30)
+        until(lambda: engine.stats().running == 0)  # it needs nothing of the engine any more
+        assert post(world.url, max_tokens=20).answer().status == 200
+        until(lambda: world.records)
+        assert len(world.records) == 1  # the other one's: the slow one's events wait
+        text = b"".join(slow.read(1000) for _ in range(20)) + slow.read()
+        assert b"data: [DONE]" in text
+        assert text.count(b'"content"') == 30_001  # with the role's
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux only")
+def test_a_listener_that_takes_nothing_is_left_in_the_end(serve):
+    engine = Fake(forever, context=10**7)
+    with serve(engine, timeout_seconds=2.0) as world:
+        with contextlib.closing(Slow(world.url, max_tokens=10**6)):
+            until(lambda: world.records, 20)
+            until(lambda: engine.stats().running == 0)
+        assert world.records[0]["left"]
+
+
+@pytest.mark.slow
+def test_a_listener_that_takes_nothing_does_not_stop_the_end(serve):
+    engine = Fake(forever, context=10**7)
+    with serve(engine, drain_seconds=0.2) as world:
+        with contextlib.closing(Slow(world.url, max_tokens=10**6)):
+            until(lambda: engine.stats().tokens_out > 30_000, 30)
+            world.server.handle_exit(signal.SIGTERM, None)
+            until(lambda: world.records, 10)
+        assert engine.stats().running == 0
+
+
 def test_a_drain_lets_answers_finish_and_takes_nothing_new(serve, post):
     engine = Fake(forever, delay=0.01, context=10**7)
     with serve(engine) as world:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from lamina.stack.resolve import resolve
+from lamina.web.keys import NewKey
 from tests.web.engine import Fake, forever
 
 
@@ -97,6 +98,7 @@ def test_models_are_stacks_versions_and_bases(world):
     digest = resolve(world.store, "support").digest
     assert support["stack"] == digest
     assert support["created"] > 1_600_000_000
+    assert all(world.client.get(f"/v1/models/{m['id']}").json() == m for m in found)
     for name in ("support", "@" + digest[7:19], digest):
         one = world.client.get(f"/v1/models/{name}").json()
         assert (one["id"], one["stack"]) == (name, digest)
@@ -111,6 +113,10 @@ def test_only_the_stacks_that_the_server_was_started_with(make):
     refused = world.chat(model="sales")
     assert refused.status_code == 404
     assert "it serves: support" in refused.json()["error"]["message"]
+    secret = world.keys.add(NewKey("shop", stacks=("pico",)))
+    refused = world.chat(model="sales", headers={"authorization": f"Bearer {secret}"})
+    assert refused.status_code == 404
+    assert "support" not in refused.json()["error"]["message"]
 
 
 def test_a_stack_over_another_base_is_refused_with_what_to_do(store, make, tmp_path):

@@ -24,6 +24,7 @@ from lamina.store.layout import Store
 from lamina.tokens.call_form import CallForm, call_form
 from lamina.tokens.template import ChatFormat
 
+_WHERE = "see: GET /v1/models"
 EngineMaker = Callable[[Store, Descriptor], Serving]
 """Loads a base, by its manifest's descriptor. Takes seconds."""
 
@@ -100,6 +101,7 @@ class Host:
         self._loading: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
         for text in self._stacks:
+            resolve(store, text)  # for whoever starts it: says what is known
             self.resolve(text)
 
     def models(self, allowed: Sequence[str] | None = None) -> list[Model]:
@@ -115,11 +117,9 @@ class Host:
     def model(self, text: str, allowed: Sequence[str] | None = None) -> Model:
         """What `text` means now. Raises as `resolve`."""
         stack = self.resolve(text, allowed)
-        for model in self.models(allowed):
-            if model.id == text:
-                return model
         top = stack.layers[-1].digest if stack.layers else stack.base.digest
-        created = int(self.store.path(top).stat().st_mtime)
+        kept = stack.digest if stack.layers and self.store.has(stack.digest) else top
+        created = int(self.store.path(kept).stat().st_mtime)
         return Model(text, stack.digest, stack.config.base, created)
 
     def resolve(self, text: str, allowed: Sequence[str] | None = None) -> ResolvedStack:
@@ -129,6 +129,8 @@ class Host:
         """
         try:
             stack = resolve(self.store, text)
+        except UnknownNameError as error:  # whose hint has names that a caller may not see
+            raise UnknownNameError(error.message, hint=_WHERE) from error
         except MissingBlobError as error:
             raise UnknownNameError(f"{text} is no longer in the store: {error.message}") from error
         model = Model(text, stack.digest, stack.config.base, 0)
@@ -142,12 +144,10 @@ class Host:
         if not served.here(model):
             raise UnknownNameError(
                 f"{text} is not among the stacks that this server was started with",
-                hint=f"it serves: {', '.join(self._stacks)}",
+                hint=f"it serves: {', '.join(self._stacks)}" if allowed is None else _WHERE,
             )
         if model not in served:
-            raise UnknownNameError(
-                f"{text} is not among the stacks of this key", hint="see: GET /v1/models"
-            )
+            raise UnknownNameError(f"{text} is not among the stacks of this key", hint=_WHERE)
         return stack
 
     def base_of(self, stack: ResolvedStack) -> ServedBase:

@@ -57,20 +57,18 @@ def resolve(store: Store, text: str, *, force: bool = False) -> ResolvedStack:
     Raises UnknownNameError, WrongParentError, StoreError.
     """
     reference = parse_reference(text)
-    if isinstance(reference, Name):
-        names = store.names()
-        if reference.name not in names:
-            base = store.bases().get(reference.name)
-            if base is not None and reference == Name(reference.name):
-                return over_base(store, base, label=text)
-            known = sorted({*names, *store.bases()})
-            raise UnknownNameError(
-                f"nothing is called {reference.name!r}",
-                hint=f"known: {', '.join(known)}"
-                if known
-                else "start with: lamina base pull smollm2-135m",
-            )
-    descriptor = store.resolve(reference)
+    try:
+        descriptor = store.resolve(reference)
+    except UnknownNameError:
+        known = sorted({*store.names(), *store.bases()})
+        if not isinstance(reference, Name) or reference.name in known:
+            raise
+        raise UnknownNameError(
+            f"nothing is called {reference.name!r}",
+            hint=f"known: {', '.join(known)}"
+            if known
+            else "start with: lamina base pull smollm2-135m",
+        ) from None
     return of_descriptor(store, descriptor, label=text, force=force)
 
 

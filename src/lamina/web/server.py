@@ -46,6 +46,9 @@ def bind(settings: Settings) -> socket.socket:
     try:
         if sys.platform != "win32":
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections inherit it: who takes nothing is left
+            patience = round(1000 * settings.timeout_seconds)
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience)
         bound.bind(address)
         bound.listen(BACKLOG)
     except OSError as error:
