@@ -155,10 +155,10 @@ def engine_speeds(directory: Path, given: argparse.Namespace) -> dict[str, float
         ("base", [BASE] * given.rows),
     ):
         # a prompt that was never read: another beginning keeps the prefix tree out
-        fresh = [[ids[0], 500 + len(found), *ids[1:]] for ids in asked]
+        fresh = [[ids[0], 50 + len(found), *ids[1:]] for ids in asked]
         total, decode = _answers(engine, store, stacks, fresh, given.new)
         found |= {key: total, f"{key}_decode": decode}
-    found["single"] = _answers(engine, store, [BASE], [[asked[0][0], 700, *asked[0][1:]]], 128)[0]
+    found["single"] = _answers(engine, store, [BASE], [[asked[0][0], 70, *asked[0][1:]]], 128)[0]
     found["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     engine.drain(10)
     return found

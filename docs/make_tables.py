@@ -237,9 +237,9 @@ def _current(add: Callable[[str, str, Callable[[dict[str, Any]], str]], None]) -
 def _serving(add: Callable[[str, str, Callable[[dict[str, Any]], str]], None]) -> None:
     """The lines about serving."""
     add(
-        "32 requests at once, a stack of rank 16 each, beside one stack for all; times the tokens a "
-        "second of transformers without adapters, PEFT's `adapter_names`, llama.cpp (f16) with an "
-        "adapter a request; one request beside transformers, llama.cpp f16 and q8_0",
+        "32 requests at once, a stack of rank 16 each, beside one stack for all; times the tokens "
+        "a second of transformers without adapters, PEFT's `adapter_names`, llama.cpp (f16) with "
+        "an adapter a request; one request beside transformers, llama.cpp f16 and q8_0",
         "serve",
         lambda r: (
             f"{r['tokens_s']['many']:.0f} tokens/s, {r['many_vs_one']:.2f} of one stack's; "
