@@ -67,15 +67,6 @@ def test_the_longest_unused_is_forgotten_first_and_ends_before_beginnings():
     assert len(cache.match("a", [1] * (3 * BLOCK)).blocks) == 1
 
 
-def test_forgetting_a_stack():
-    cache = Blocks(4)
-    blocks, _ = fill(cache, "a", [1] * (2 * BLOCK))
-    cache.release(blocks)
-    cache.forget_stack("a")
-    assert cache.free == 4
-    assert cache.match("a", [1] * (3 * BLOCK)).blocks == []
-
-
 def test_any_course_of_events_keeps_the_books_right():
     chance = random.Random(1)
     cache, reading, content = Blocks(24), [], {}

@@ -105,11 +105,6 @@ class Blocks:
             else:
                 self._free.append(block)
 
-    def forget_stack(self, stack: str) -> None:
-        """Forget what a stack wrote and nobody reads."""
-        for block in [b for b in self._unread if self._known[b].stack == stack]:
-            self._forget(block)
-
     def _forget(self, block: int) -> None:
         del self._unread[block]
         del self._node_of[self._known.pop(block)]

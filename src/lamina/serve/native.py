@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lamina.bases.families import backbone, head, linears
+from lamina.bases.supplied import SuppliedLinear
 from lamina.core import heap
+from lamina.kernels import native as cpu_kernels
 from lamina.kernels.build import library
 from lamina.kernels.choose import chosen
 from lamina.kernels.native import LANES
@@ -76,9 +78,12 @@ def why_not(model: nn.Module) -> str:
     outputs = [module.out_features for module in linears(model).values()]
     if any(out % PANEL for out in outputs):
         return f"linears whose outputs are no multiple of {PANEL}"
+    if any(isinstance(module, SuppliedLinear) for module in linears(model).values()):
+        return "its weights are packed, or not in memory"
     weight = inner.embed_tokens.weight
     channels = (config.hidden_size, config.intermediate_size)
-    return chosen(weight.dtype, weight.device, channels, size)[1]
+    kernels, reason = chosen(weight.dtype, weight.device, channels, size)
+    return "" if kernels is cpu_kernels else reason or f"on {weight.device.type}"
 
 
 class NativeDecoder:
