@@ -6,10 +6,10 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from lamina.bases.sample import generate
 from lamina.core.errors import DataError
 from lamina.data.example import Example, Message
 from lamina.exams.examinee import Likelihood, Progress, Prompt
+from lamina.flows.answering import answers
 from lamina.stack.compile import Compiled
 from lamina.tokens.batch import collate
 from lamina.tokens.mask import Encoded, encode_all
@@ -38,15 +38,13 @@ class StackExaminee:
         self, prompts: Sequence[Prompt], max_new_tokens: int, progress: Progress
     ) -> list[str]:
         """One greedy answer a prompt, in order, without the end-of-turn marker."""
-        answers = generate(
-            self._compiled.model,
+        said = answers(
+            self._compiled,
             [self._format.prompt_ids(p.messages, p.tools) for p in prompts],
             max_new_tokens=max_new_tokens,
-            stop_ids=self._format.stop_ids,
-            pad_id=self._compiled.pad_id,
             progress=lambda done: progress(done, len(prompts)),
         )
-        return [self._text(ids) for ids in answers]
+        return [self._text(ids) for ids in said]
 
     def _text(self, ids: Sequence[int]) -> str:
         text = self._format.decode(ids)

@@ -87,17 +87,24 @@ def why_not(model: nn.Module) -> str:
 
 
 class NativeDecoder:
-    """See `Decoder`. Takes the model's linears apart: after this the model cannot be run.
+    """See `Decoder`. Takes the model's linears apart: after this the model cannot be run, unless
+    `keep` is given, which takes the memory of the weights once more.
 
     layer_bits: 16 keeps factors in bfloat16, 8 in bytes with a scale for each rank.
     """
 
     def __init__(
-        self, model: nn.Module, *, threads: int | None = None, layer_bits: int = 16
+        self,
+        model: nn.Module,
+        *,
+        threads: int | None = None,
+        layer_bits: int = 16,
+        keep: bool = False,
     ) -> None:
         config: Any = model.config
         inner: Any = backbone(model)
         attention = inner.layers[0].self_attn
+        self._keep_model = keep
         self._threads, self._bits = threads or torch.get_num_threads(), layer_bits
         self._heads, self._keys = config.num_attention_heads, config.num_key_value_heads
         self._size, self._scale = attention.head_dim, float(attention.scaling)
@@ -142,7 +149,7 @@ class NativeDecoder:
             weights = [member.weight.data for member in members]
             biases = [None if m.bias is None else m.bias.data for m in members]
             words += self._linear_words(weights, biases, interleaved=group.interleaved)
-            for member in members:
+            for member in () if self._keep_model else members:
                 member.weight = None
             heap.give_back()
         attention = layer.self_attn
