@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -76,10 +77,29 @@ def test_vllm_is_started_with_the_right_flags(program, tmp_path):
     assert "--lora-modules sums=" in done.out
 
 
-def test_llamacpp_is_told_what_to_run(program):
-    told = program("serve", "sums", "--engine", "llamacpp").done()
-    assert "convert_lora_to_gguf.py" in told.out
-    assert told.out.rstrip().endswith("--lora sums.gguf")
+def test_llamacpp_that_is_not_there_is_told_what_to_run(program, tmp_path):
+    told = program("serve", "sums", "--engine", "llamacpp", PATH=str(tmp_path))
+    told.refused("llama-server -m ", "model-f16.gguf --alias pico", "--lora-init-without-apply")
+    told.refused("  0  sums\n", 'sums: "lora": [{"id": 0, "scale": 1}]')
+    program("serve", "pico", "--engine", "llamacpp", PATH=str(tmp_path)).refused("serving pico\n")
+
+
+@pytest.mark.slow
+def test_llamacpp_is_started_with_the_right_flags(program, tmp_path):
+    script = tmp_path / "llama-server"
+    script.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    script.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = program.spawn(
+        "serve", "times", "sums", "--engine", "llamacpp", "--port", 9, env={"PATH": path}
+    ).done()
+    dash_m, model, *between, dash_lora, loras, last = done.out.splitlines()
+    assert between == ["--alias", "pico", "--jinja", "--host", "127.0.0.1", "--port", "9"]
+    assert (dash_m, dash_lora, last) == ("-m", "--lora", "--lora-init-without-apply")
+    files = [Path(file).read_bytes() for file in (model, *loras.split(","))]
+    assert [content[:4] for content in files] == [b"GGUF"] * 3
+    assert "  0  times\n  1  sums\n" in done.err
+    assert 'pico: "lora": [{"id": 0, "scale": 0}, {"id": 1, "scale": 0}]' in done.err
 
 
 @pytest.mark.slow

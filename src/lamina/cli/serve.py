@@ -17,10 +17,16 @@ from lamina.core.errors import MissingPartError, UsageError
 from lamina.core.sizes import parse_size
 
 if TYPE_CHECKING:
+    from lamina.flows.handover import GgufHandover
     from lamina.store.layout import Store
     from lamina.web.settings import Settings
 
 ENGINES = ("lamina", "vllm", "llamacpp")
+OTHERS = {
+    "vllm": ("vLLM", "pip install vllm (a GPU machine)"),
+    "llamacpp": ("llama-server", "install llama.cpp (https://github.com/ggml-org/llama.cpp)"),
+}
+"""Each other engine's name, and how to get it."""
 FORCED = 130
 """Exit code after a second signal."""
 
@@ -215,30 +221,46 @@ def _hand_over(
     engine: str, store: "Store", stacks: list[str], base: str | None, settings: "Settings"
 ) -> None:
     """Export, then become the other engine; or say what to run."""
-    from lamina.flows.handover import llamacpp_steps, prepare, vllm_command
+    from lamina.flows import handover
 
     if not settings.loopback:
         raise UsageError(
             f"{engine} knows nothing of lamina's keys, so it is started for this machine alone",
             hint="leave --host out, and put what you trust before it",
         )
-    given = prepare(store, stacks, base, Terminal())
     if engine == "llamacpp":
-        steps = llamacpp_steps(given, settings.host, settings.port)
-        Terminal().say(
-            "llama.cpp reads GGUF files, which its own converters make. Run this; then ask with "
-            '"lora": [{"id": 0, "scale": 1}, {"id": 1, "scale": 0}, …] in each request, as '
-            "llama-server chooses adapters by place, not by model, and applies all that are not 0:"
-        )
-        print_text("\n".join(steps))
-        return
-    command = vllm_command(given, settings.host, settings.port)
+        files = handover.prepare_gguf(store, stacks, base, Terminal())
+        command = handover.llamacpp_command(files, settings.host, settings.port)
+        Terminal().say(_choices(files))
+    else:
+        given = handover.prepare(store, stacks, base, Terminal())
+        command = handover.vllm_command(given, settings.host, settings.port)
     found = shutil.which(command[0])
     if found is None:
+        program, install = OTHERS[engine]
         raise MissingPartError(
-            "vLLM is not installed; the stacks are exported, and this would serve them:",
+            f"{program} is not installed; the stacks are exported, and this would serve them:",
             faults=[shlex.join(command)],
-            hint="pip install vllm (a GPU machine), or leave --engine out",
+            hint=f"{install}, or leave --engine out",
         )
     Terminal().say(shlex.join(command))
     os.execv(found, command)
+
+
+def _choices(files: "GgufHandover") -> str:
+    """How a request chooses its stack, which llama.cpp does by place and not by model."""
+    from lamina.flows.handover import llamacpp_choice
+
+    if not files.adapters:
+        return f"serving {files.base_name}"
+    ids = [f"  {place}  {name}" for place, (name, _) in enumerate(files.adapters)]
+    first = files.adapters[0][0]
+    return "\n".join(
+        [
+            "ids of the stacks:",
+            *ids,
+            "a request chooses by a scale for every id; one without gets all stacks at once:",
+            f'  {first}: "lora": {json_module.dumps(llamacpp_choice(files, 0))}',
+            f'  {files.base_name}: "lora": {json_module.dumps(llamacpp_choice(files, None))}',
+        ]
+    )

@@ -109,12 +109,15 @@ def export(
     *,
     precision: str | None = None,
     accept_loss: bool = False,
+    base_gguf: Path | None = None,
 ) -> dict[str, Any]:
     """Write a stack to `directory` for another tool, only if it comes back as the same model.
 
     The certificate that is returned lies in the folder too. Where the tool is not installed that
     could read it back, it says that nothing was proved. `accept_loss` keeps an export that differs
-    by more than the limit, if by a finite number. Raises CheckError, UsageError, MissingPartError.
+    by more than the limit, if by a finite number. `base_gguf` is the base in float16, where it was
+    exported before: an adapter for llama.cpp is proved over it.
+    Raises CheckError, UsageError, MissingPartError.
     """
     if target not in _TARGETS:
         raise UsageError(f"--to {target!r}: known targets are {', '.join(sorted(_TARGETS))}")
@@ -123,7 +126,8 @@ def export(
     stack = resolve(store, text)
     reporter.event({"event": "examining", "text": f"exporting {text}, then loading it back"})
     with atomic_directory(directory) as work:
-        made = _TARGETS[target](Job(store, stack, work, _probes(store, stack), precision))
+        job = Job(store, stack, work, _probes(store, stack), precision, base_gguf)
+        made = _TARGETS[target](job)
         if made.proof is None:
             reporter.say(f"NOT PROVED: {made.unproved}")
         elif not accept_loss or not math.isfinite(made.proof.facts()["value"]):

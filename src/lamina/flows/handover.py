@@ -3,15 +3,20 @@
 What is exported is kept under the stack's digest, so a second start is quick.
 """
 
+import csv
+import io
 import json
-import shlex
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lamina.core.errors import UsageError
 from lamina.core.report import Reporter
+from lamina.export import llama_cpp
+from lamina.flows import to_llama
 from lamina.flows.adapters import export
+from lamina.flows.outbound import CERTIFICATE
 from lamina.lowrank import codec
 from lamina.stack.compile import base_directory
 from lamina.stack.resolve import ResolvedStack, resolve
@@ -21,7 +26,6 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What `vllm serve --max-lora-rank` takes (its engine arguments)."""
 MOST_AT_ONCE = 8
 """Adapters in one of vLLM's batches; each takes memory of its own."""
-LLAMA_CPP = "https://github.com/ggml-org/llama.cpp"
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,48 @@ class Handover:
     adapters: tuple[Adapter, ...]
 
 
+@dataclass(frozen=True)
+class GgufHandover:
+    """One base and LoRAs over it, in files that llama.cpp reads."""
+
+    base_name: str
+    base: Path
+    adapters: tuple[tuple[str, Path], ...]
+    """Name and file; the place is the id by which a request chooses."""
+
+
 def prepare(store: Store, names: Sequence[str], base: str | None, reporter: Reporter) -> Handover:
     """Export `names` (without any: every newest stack over `base`). Each export is checked.
 
     Raises UsageError where the stacks stand on several bases, and what `export` raises.
     """
+    stacks = _over_one_base(store, names, base)
+    adapters = [_adapter(store, stack, reporter) for stack in stacks if stack.layers]
+    first = stacks[0]
+    return Handover(_base_name(store, first), base_directory(store, first.base), tuple(adapters))
+
+
+def prepare_gguf(
+    store: Store, names: Sequence[str], base: str | None, reporter: Reporter
+) -> GgufHandover:
+    """As `prepare`, for llama.cpp: the base in float16 once, and a LoRA for each stack.
+
+    Each is proved by llama.cpp where that is installed. Raises as `prepare`.
+    """
+    stacks = _over_one_base(store, names, base)
+    name, alone = _base_name(store, stacks[0]), f"@{stacks[0].base.digest}"
+    folder = _gguf(store, resolve(store, alone), "gguf", reporter)
+    model = folder / to_llama.model_name(to_llama.DEFAULT_PRECISION)
+    adapters = [
+        (stack.label, _gguf(store, stack, "gguf-lora", reporter, model) / to_llama.ADAPTER)
+        for stack in stacks
+        if stack.layers
+    ]
+    return GgufHandover(name, model, tuple(adapters))
+
+
+def _over_one_base(store: Store, names: Sequence[str], base: str | None) -> list[ResolvedStack]:
+    """What to serve, at least one. Raises UsageError for several bases and packed ones."""
     stacks = _chosen(store, names, base)
     bases = {stack.config.base for stack in stacks}
     if len(bases) != 1:
@@ -65,9 +106,7 @@ def prepare(store: Store, names: Sequence[str], base: str | None, reporter: Repo
             hint="serve it with lamina's engine, or carry the stack to the plain base: "
             "lamina rebase STACK --onto-base BASE",
         )
-    adapters = [_adapter(store, stack, reporter) for stack in stacks if stack.layers]
-    first = stacks[0]
-    return Handover(_base_name(store, first), base_directory(store, first.base), tuple(adapters))
+    return stacks
 
 
 def vllm_command(given: Handover, host: str, port: int) -> list[str]:
@@ -90,22 +129,26 @@ def vllm_command(given: Handover, host: str, port: int) -> list[str]:
     return command + [f"{adapter.name}={adapter.directory}" for adapter in given.adapters]
 
 
-def llamacpp_steps(given: Handover, host: str, port: int) -> list[str]:
-    """What to run for llama.cpp, which reads GGUF alone: its own converters, then its server."""
-    base = f"{given.base_name}.gguf"
-    steps = [
-        f"git clone --depth 1 {LLAMA_CPP} && pip install -r llama.cpp/requirements.txt",
-        shlex.join(
-            ["python", "llama.cpp/convert_hf_to_gguf.py", str(given.base), "--outfile", base]
-        ),
-    ]
-    server = ["llama-server", "-m", base, "--host", host, "--port", str(port)]
-    for adapter in given.adapters:
-        out = f"{adapter.name.replace(':', '-')}.gguf"
-        convert = ["python", "llama.cpp/convert_lora_to_gguf.py", str(adapter.directory)]
-        steps.append(shlex.join([*convert, "--base", str(given.base), "--outfile", out]))
-        server += ["--lora", out]
-    return [*steps, shlex.join(server)]
+def llamacpp_command(given: GgufHandover, host: str, port: int) -> list[str]:
+    """What starts llama.cpp's server on it.
+
+    `--lora` takes all files in one value, as a row of CSV; given again, it is deprecated.
+    """
+    command = ["llama-server", "-m", str(given.base), "--alias", given.base_name, "--jinja"]
+    command += ["--host", host, "--port", str(port)]
+    if not given.adapters:
+        return command
+    row = io.StringIO()
+    csv.writer(row, lineterminator="").writerow([file for _, file in given.adapters])
+    return [*command, "--lora", row.getvalue(), "--lora-init-without-apply"]
+
+
+def llamacpp_choice(given: GgufHandover, chosen: int | None) -> list[dict[str, int]]:
+    """The `lora` of a request that asks the stack with this id; the base, where it is None.
+
+    Every id has its scale: llama.cpp applies all of them to a request without `lora`.
+    """
+    return [{"id": place, "scale": int(place == chosen)} for place in range(len(given.adapters))]
 
 
 def _chosen(store: Store, names: Sequence[str], base: str | None) -> list[ResolvedStack]:
@@ -137,3 +180,20 @@ def _adapter(store: Store, stack: ResolvedStack, reporter: Reporter) -> Adapter:
         export(store, stack.label, directory, "peft", reporter)
     config = json.loads((directory / codec.CONFIG_FILE).read_bytes())
     return Adapter(stack.label, directory, int(config["r"]))
+
+
+def _gguf(
+    store: Store, stack: ResolvedStack, target: str, reporter: Reporter, base: Path | None = None
+) -> Path:
+    """The folder of a GGUF export; made where there is none, or none proved that can be now."""
+    directory = store.cache_dir / target / stack.digest.removeprefix("sha256:")
+    if directory.exists():
+        parity = json.loads((directory / CERTIFICATE).read_bytes())["parity"]
+        if parity["ok"]:
+            return directory
+        if llama_cpp.version() is None:
+            reporter.say(f"NOT PROVED: {parity['unproved']}")
+            return directory
+        shutil.rmtree(directory)
+    export(store, stack.label, directory, target, reporter, base_gguf=base)
+    return directory

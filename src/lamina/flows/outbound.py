@@ -31,6 +31,8 @@ class Job:
     probes: list[Probe]
     precision: str | None
     """As the user gave it."""
+    base_gguf: Path | None = None
+    """The base alone as a GGUF file in float16, where there is one already."""
 
     @property
     def base_name(self) -> str:

@@ -34,7 +34,7 @@ _UNPROVED = (
 def gguf(job: Job) -> Made:
     """One merged model file. Raises UsageError, LayerError, BaseError, MissingPartError."""
     precision = precision_of(job)
-    name = f"model-{precision}.gguf"
+    name = model_name(precision)
     write_model(job, job.directory / name, precision, merged=True)
     proof = prove(job, job.directory / name, precision)
     return Made(
@@ -49,7 +49,7 @@ def ollama(job: Job) -> Made:
     """A merged model file and a Modelfile. Raises as `gguf`, UsageError for a template that is
     not put into Go."""
     precision = precision_of(job)
-    name = f"model-{precision}.gguf"
+    name = model_name(precision)
     fmt = base_format(job.store, job.stack)
     shape = modelfile.shape_of(fmt)
     conversations = [adapt(*probe, fmt.abilities) for probe in job.probes]
@@ -79,10 +79,12 @@ def gguf_lora(job: Job) -> Made:
     write_lora(job)
     proof = None
     if llama_cpp.version() is not None:
-        base = job.directory / "base.gguf"
-        write_model(job, base, "f16", merged=False)
+        base = job.base_gguf or job.directory / "base.gguf"
+        if job.base_gguf is None:
+            write_model(job, base, "f16", merged=False)
         proof = prove(job, base, "f16", adapter=job.directory / ADAPTER)
-        base.unlink()
+        if job.base_gguf is None:
+            base.unlink()
     return Made(
         proof,
         None if proof else _UNPROVED,
@@ -92,6 +94,11 @@ def gguf_lora(job: Job) -> Made:
             f"llama-server -m BASE_DIR/model-f16.gguf --lora @DIR@/{ADAPTER} --jinja",
         ),
     )
+
+
+def model_name(precision: Precision) -> str:
+    """The model file's name in an export's folder."""
+    return f"model-{precision}.gguf"
 
 
 def precision_of(job: Job) -> Precision:
