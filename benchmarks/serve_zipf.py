@@ -44,6 +44,7 @@ def main() -> None:
     arguments.add_argument("--requests", type=int, default=600)
     arguments.add_argument("--clients", type=int, default=32)
     arguments.add_argument("--layer-memory", default="256MB")
+    arguments.add_argument("--cache-tokens", type=int, default=16384)
     arguments.add_argument("--new", type=int, default=32)
     arguments.add_argument("--quick", action="store_true", help="few stacks, few requests")
     given = arguments.parse_args()
@@ -57,7 +58,8 @@ def main() -> None:
 def measured(directory: Path, given: argparse.Namespace) -> dict[str, Any]:
     """The row."""
     began = time.perf_counter()
-    with server(directory, "--layer-memory", given.layer_memory) as url:
+    options = ["--layer-memory", given.layer_memory, "--cache-tokens", given.cache_tokens]
+    with server(directory, *options) as url:
         cold = time.perf_counter() - began
         say(f"ready after {cold:.1f} s")
         models = median(_models(url) for _ in range(5))
@@ -94,6 +96,7 @@ def measured(directory: Path, given: argparse.Namespace) -> dict[str, Any]:
         "layer_mb": round(found["lamina_engine_layer_bytes"] / 1e6, 1),
         "layer_mb_most": round(parse_size(given.layer_memory) / 1e6, 1),
         "layers_evicted": int(found["lamina_engine_layers_evicted"]),
+        "cache_tokens": given.cache_tokens,
         "clients": given.clients,
         "rank": given.rank,
         "new": given.new,
