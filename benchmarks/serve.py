@@ -4,7 +4,8 @@ Each contestant is a process of its own; they take turns, `--repeats` times; med
 tokens of answers a second, prompts' reading included, `--new` tokens an answer (no early stop).
 
 - `many`, `one`, `base`, `single`: lamina's engine with 32 stacks of rank `--rank`, with one of them
-  for all, with the base for all, and one request alone over the base.
+  for all, with the base for all, and one request alone over the base; `many_bytes`: 32 stacks whose
+  layers are kept in 8 bits.
 - `http`: the same 32 stacks through `lamina serve` and the official client, streaming.
 - `transformers`, `transformers_single`: generate in bfloat16 without adapters, 32 rows and one.
 - `peft`: generate with 32 adapters by `adapter_names` (`--peft-new` tokens: it is slow).
@@ -43,6 +44,7 @@ from lamina.export import gguf, gguf_lora
 from lamina.export import peft as peft_adapter
 from lamina.serve.batch import Span
 from lamina.serve.engine import Engine, Limits
+from lamina.serve.native import why_not
 from lamina.serve.open import decoder_of, open_engine
 from lamina.serve.request import Event, Finished, Request
 from lamina.stack.compile import (
@@ -98,6 +100,7 @@ def compared(directory: Path, given: argparse.Namespace) -> dict[str, Any]:
     bound = max(speed["products_torch"], speed["products_own"])
     ratios = {
         "many_vs_one": ("many", "one"),
+        "many_bytes_vs_one": ("many_bytes", "one"),
         "vs_peft": ("many", "peft"),
         "vs_llamacpp": ("many", "llamacpp"),
         "vs_transformers": ("many", "transformers"),
@@ -160,6 +163,15 @@ def engine_speeds(directory: Path, given: argparse.Namespace) -> dict[str, float
         found |= {key: total, f"{key}_decode": decode}
     found["single"] = _answers(engine, store, [BASE], [[asked[0][0], 70, *asked[0][1:]]], 128)[0]
     found["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    engine.drain(10)
+    if why_not(load(base_directory(store, store.bases()[BASE]), dtype=torch.bfloat16).model):
+        return found  # layers in bytes need the native kernels
+    engine = open_engine(
+        store, store.bases()[BASE], limits=Limits(cache_tokens=32768, layer_bits=8)
+    )
+    _answers(engine, store, many, asked, 4)
+    fresh = [[ids[0], 80, *ids[1:]] for ids in asked]
+    found["many_bytes"] = _answers(engine, store, many, fresh, given.new)[0]
     engine.drain(10)
     return found
 

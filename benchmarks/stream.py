@@ -70,7 +70,7 @@ def main() -> None:
     arguments.add_argument("--lr", type=float, default=1e-3)
     arguments.add_argument("--batch-tokens", type=int, default=192)
     arguments.add_argument("--update-lr", type=float, default=1.5e-3)
-    arguments.add_argument("--above", type=float, default=0.67)
+    arguments.add_argument("--above", type=float, default=0.8)
     arguments.add_argument("--rehearsal", type=float, default=0.5)
     arguments.add_argument("--drift", type=float, default=0.0)
     arguments.add_argument("--known", type=float, default=0.0)

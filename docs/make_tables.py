@@ -242,7 +242,8 @@ def _serving(add: Callable[[str, str, Callable[[dict[str, Any]], str]], None]) -
         "an adapter a request; one request beside transformers, llama.cpp f16 and q8_0",
         "serve",
         lambda r: (
-            f"{r['tokens_s']['many']:.0f} tokens/s, {r['many_vs_one']:.2f} of one stack's; "
+            f"{r['tokens_s']['many']:.0f} tokens/s, {r['many_vs_one']:.2f} of one stack's "
+            f"({r['many_bytes_vs_one']:.2f} with layers in 8 bits); "
             f"{r['vs_transformers']:.1f}, {r['vs_peft']:.0f}, {r['vs_llamacpp']:.1f} times; "
             f"{r['tokens_s']['single']:.0f} tokens/s: {r['single_vs_transformers']:.1f}, "
             f"{r['single_vs_llamacpp']:.2f}, {r['single_vs_llamacpp_q8_0']:.2f} times"
