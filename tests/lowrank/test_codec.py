@@ -1,6 +1,8 @@
 """The payload is a PEFT adapter: round trips, PEFT itself, and every refusal."""
 
+import gc
 import json
+import tracemalloc
 
 import pytest
 import safetensors.torch
@@ -191,6 +193,27 @@ def test_pickles_and_noise_are_no_safetensors(data):
 def test_configs_that_are_no_json_object(config):
     with pytest.raises(LayerError, match="JSON"):
         codec.decode(config.encode(), safetensors.torch.save(tensors()))
+
+
+def test_reading_a_file_again_and_again_keeps_nothing(base, tmp_path):
+    """A server loads layers for as long as it runs."""
+    linears = families.linears(load(base, dtype=torch.float32).model)
+    config, weights = encode(layer_over(linears), linears)
+    path = tmp_path / "adapter_model.safetensors"
+    path.write_bytes(weights)
+
+    def kept():
+        for _ in range(20):
+            codec.decode(config, str(path), "it")
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = kept()
+        assert kept() - before < 20 * len(linears)  # not a byte a module and reading
+    finally:
+        tracemalloc.stop()
 
 
 def test_no_module_at_all():

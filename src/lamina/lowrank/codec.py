@@ -7,6 +7,7 @@ Layout (peft 0.15 and later): `base_model.model.<module>.lora_A.weight` (R, I) a
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import safetensors
@@ -145,11 +146,9 @@ def _read_config(data: bytes, what: str) -> dict[str, Any]:
 
 
 def _read_tensors(weights: bytes | str, what: str) -> dict[str, Tensor]:
-    try:
-        if isinstance(weights, bytes):
-            loaded: dict[str, Tensor] = safetensors.torch.load(weights)
-        else:
-            loaded = safetensors.torch.load_file(weights)
+    try:  # not by load_file: safetensors 0.8 keeps 56 bytes for ever of each tensor it opens so
+        data = weights if isinstance(weights, bytes) else Path(weights).read_bytes()
+        loaded: dict[str, Tensor] = safetensors.torch.load(data)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise LayerError(
             f"{what}: {WEIGHTS_FILE} is not a safetensors file: {error}",
