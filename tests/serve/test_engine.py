@@ -6,7 +6,6 @@ import time
 
 import numpy as np
 import pytest
-import torch
 
 from lamina.bases.sampling import Sampling
 from lamina.core.errors import BusyError, LaminaError, UsageError
@@ -16,7 +15,6 @@ from lamina.serve.engine import Limits
 from lamina.serve.open import open_engine
 from lamina.serve.request import Finished, Request, Token
 from lamina.stack.resolve import resolve
-from lamina.store.layout import Store
 from lamina.store.refs import ANYTHING
 from tests.serve.bases import VOCAB, tokens
 from tests.stacks import BASE, new_store, put_stack
@@ -395,9 +393,7 @@ def test_the_same_layers_twice_are_in_memory_once(opened, store):
     assert before.layers_loaded == 5
 
 
-def test_the_base_itself_is_what_the_store_has(opened, store):
-    assert isinstance(store, Store)
-    model = opened()
-    assert model.vocabulary == VOCAB
-    assert model.context == 2048
-    assert torch.get_num_threads() >= 1
+def test_what_an_engine_says_of_its_base(opened):
+    engine = opened()
+    assert (engine.vocabulary, engine.context) == (VOCAB, 2048)
+    assert opened(cache_tokens=8 * BLOCK).context == 8 * BLOCK  # no more fits into the cache
