@@ -25,6 +25,8 @@ from lamina.tokens.mask import encode_all
 from tests.flows.world import Said, request, write_rows
 from tests.talker import CALL, TOOL, WORDS, call, chat, question, talking_base
 
+pytestmark = pytest.mark.slow  # models are trained or read from disk again and again
+
 
 def write(path, rows) -> str:
     path.write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows), encoding="utf-8")

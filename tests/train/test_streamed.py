@@ -25,6 +25,8 @@ from tests.pico import SMALLEST_VOCAB, pico_base
 from tests.train import tiny
 from tests.train.tiny import PAD, rows
 
+pytestmark = pytest.mark.slow  # models are trained or read from disk again and again
+
 BATCH = collate(rows(5), PAD)
 BENEATH = {"nothing": (), "a layer on all": ("all-linear",), "on some": ("k_proj", "up_proj")}
 DTYPES = {

@@ -17,6 +17,8 @@ FEW = settings(
     suppress_health_check=list(HealthCheck),
 )
 
+NEEDED = ("model", "messages", "prompt")
+
 
 def operations(app):
     import schemathesis
@@ -36,6 +38,11 @@ def send(cases, statuses):
         answered = case.call(headers={"host": "localhost"})
         statuses[answered.status_code] += 1
         case.validate_response(answered, checks=[not_a_server_error])
+        if isinstance(case.body, dict):  # most that is optional is refused, so without it too
+            case.body = {k: v for k, v in case.body.items() if k in NEEDED}
+            answered = case.call(headers={"host": "localhost"})
+            statuses[answered.status_code] += 1
+            case.validate_response(answered, checks=[not_a_server_error])
 
     sent()
 

@@ -4,6 +4,7 @@ SIGTERM or SIGINT: no new connections, running answers go on for a while, then t
 A second one: at once.
 """
 
+import asyncio
 import contextlib
 import logging
 import socket
@@ -103,6 +104,11 @@ class Server(uvicorn.Server):
             self._settings.drain_seconds + LAST_WORDS_SECONDS
         )
         await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):  # of those who take nothing
+            transport = getattr(connection, "transport", None)
+            if transport is not None:
+                transport.abort()
+        await asyncio.sleep(0)  # in which they are closed
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal: the first one drains, the second one does not wait."""
