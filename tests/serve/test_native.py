@@ -9,7 +9,9 @@ import torch
 from lamina.core.errors import LayerError
 from lamina.lowrank.maths import Factors
 from lamina.serve import native
+from lamina.serve.batch import BLOCK
 from lamina.serve.native import NativeDecoder, why_not
+from lamina.serve.packing import PANEL, UPDATE_WORDS
 from tests.serve.bases import (
     PLAIN,
     Reader,
@@ -180,10 +182,14 @@ def test_the_constants_are_those_of_the_source():
     source = (native.__file__.rpartition("serve")[0]) + "kernels/decode.cpp"
     with open(source, encoding="utf-8") as file:
         text = file.read()
-    for name, value in (
-        ("TILE", native.TILE),
-        ("PART", native.PART),
-        ("COLS", native.PANEL),
-        ("BLOCK", native.BLOCK),
-    ):
-        assert f"const long {name} = {value};" in text
+    named = {
+        "TILE": native.TILE,
+        "PART": native.PART,
+        "COLS": PANEL,
+        "BLOCK": BLOCK,
+        "QUERIES": native.QUERIES,
+        "LINEARS": len(native.GROUPS),
+    }
+    for name, value in named.items():
+        assert f"const long {name} = {value}" in text
+    assert f"UPDATE_WORDS = {UPDATE_WORDS};" in text

@@ -5,7 +5,6 @@ import threading
 from dataclasses import dataclass, replace
 
 import pytest
-import torch
 from starlette.testclient import TestClient
 
 from lamina.flows.hosting import Host
@@ -14,15 +13,8 @@ from lamina.web.app import create_app
 from lamina.web.keys import FILE, Keys
 from lamina.web.server import Server, bind, url_of
 from lamina.web.settings import Settings
+from tests.threads import one_thread  # noqa: F401
 from tests.web.engine import Fake
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -9,16 +9,15 @@ import queue
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from lamina.bases.sample import generate
+from lamina.bases.sample import BATCH_ROWS, generate
 from lamina.core.errors import LaminaError
 from lamina.core.machine import free
 from lamina.serve import native
 from lamina.serve.engine import Engine, Limits
+from lamina.serve.open import context_of
 from lamina.serve.request import Event, Finished, Request, Token
 from lamina.stack.compile import Compiled
 
-ROWS = 32
-"""Answers at once."""
 SPARE = 3
 """Times the weights' bytes that have to be free for a second copy of them."""
 
@@ -31,9 +30,8 @@ def answers(
     progress: Callable[[int], None],
 ) -> list[list[int]]:
     """Token ids without the stop token, in the prompts' order. The model stays as it is."""
-    context = getattr(compiled.model.config, "max_position_embeddings", None)
     longest = max(map(len, prompts), default=0) + max_new_tokens
-    fits = isinstance(context, int) and longest <= context
+    fits = longest <= context_of(compiled)
     if not prompts or not fits or native.why_not(compiled.model) or _tight(compiled):
         return generate(
             compiled.model,
@@ -43,7 +41,7 @@ def answers(
             pad_id=compiled.pad_id,
             progress=progress,
         )
-    limits = Limits(cache_tokens=min(ROWS, len(prompts)) * (longest + 32), rows=ROWS)
+    limits = Limits(cache_tokens=min(BATCH_ROWS, len(prompts)) * (longest + 32), rows=BATCH_ROWS)
     engine = Engine(
         compiled.stack.base.digest,
         native.NativeDecoder(compiled.model, keep=True),

@@ -8,8 +8,6 @@
 // Packed weights: panels of 32 outputs, a word holds two neighbours of the inputs: [O/32][I/2][32].
 #include "simd.h"
 
-#include <vector>
-
 namespace {
 const long TILE = 12;    // rows of a product's tile
 const long PART = 4;     // rows whose low-rank terms are one task
@@ -20,7 +18,7 @@ const long QUERIES = 24; // queries of a tile of attention
 // c[m][0..31] += sum over k of x[m][k] . w[k][0..31]
 template <int MR>
 INL void tile(const u32* x, long xs, const u32* w, long kp, float* c, const char* ahead,
-              long step, const char* far) {
+              long step) {
     __m512 a[MR], b[MR];
     for (int m = 0; m < MR; m++) {
         a[m] = _mm512_load_ps(c + m * COLS);
@@ -29,7 +27,6 @@ INL void tile(const u32* x, long xs, const u32* w, long kp, float* c, const char
     for (long k = 0; k < kp; k++) {
         __m512i w0 = _mm512_loadu_si512(w + k * 32), w1 = _mm512_loadu_si512(w + k * 32 + 16);
         _mm_prefetch(ahead + k * step, _MM_HINT_T1);
-        _mm_prefetch(far + k * 64, _MM_HINT_T1);
 #pragma GCC unroll 16
         for (int m = 0; m < MR; m++) {
             __m512i s = _mm512_set1_epi32((int)x[m * xs + k]);
@@ -43,16 +40,16 @@ INL void tile(const u32* x, long xs, const u32* w, long kp, float* c, const char
     }
 }
 void tiles(long rows, const u32* x, long xs, const u32* w, long kp, float* c, const char* ahead,
-           long step, const char* far) {
+           long step) {
     switch (rows) {
 #define CASE(n)                                       \
     case n:                                           \
-        tile<n>(x, xs, w, kp, c, ahead, step, far);        \
+        tile<n>(x, xs, w, kp, c, ahead, step);        \
         break;
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11)
 #undef CASE
         default:
-            tile<12>(x, xs, w, kp, c, ahead, step, far);
+            tile<12>(x, xs, w, kp, c, ahead, step);
     }
 }
 
@@ -186,34 +183,6 @@ struct Piece {
     long lo, hi;
     u16* u;  // (hi - lo, ranks)
 };
-// Updates that the next products need, on their way while this one computes: a base's product of
-// many rows waits for arithmetic, not for memory. One for each thread; the threads take turns.
-struct Range {
-    const char* start;
-    long lines;
-};
-struct Coming {
-    const Range* ranges;  // by decoder layer, linear and stack
-    long count, per;      // of all; of one linear
-    long threads, at, line;
-    static const long WINDOW = 4;  // linears ahead at most: the cache holds no more
-
-    // the product of linear `i` begins
-    void reach(long i) {
-        long first = (i + 1) * per;
-        if (at < first) at = first + omp_get_thread_num(), line = 0;
-        last = std::min(count, first + WINDOW * per);
-    }
-    // where the next `lines` are, or `other` where there is nothing to fetch
-    const char* take(long lines, const char* other) {
-        if (at >= last) return other;
-        const char* found = ranges[at].start + line * 64;
-        line += lines;
-        if (line >= ranges[at].lines) at += threads, line = 0;
-        return found;
-    }
-    long last;
-};
 enum Finish { PLAIN, RESIDUAL, GATED, LOGITS };
 
 // Sums begin with the bias, then come the layers', lowest first, then the base's.
@@ -228,12 +197,11 @@ struct Pass {
 
     // y = x W^T + updates, for all rows; shared by the threads of the region
     void product(const Linear& l, long layer, long which, const u16* x, long N_, void* y, Finish how,
-                 bool updates, Coming& coming) const {
+                 bool updates) const {
         const long panels = l.out / COLS, kp = l.in / 2, count = (N_ + TILE - 1) / TILE;
         // every tile of a panel fetches its part of the next panel, so that weights come evenly
         const long step = std::min(64L, 128 / count);
         alignas(64) float c[TILE * COLS];
-        coming.reach(layer * LINEARS + which);
 #pragma omp for schedule(guided)
         for (long p = 0; p < panels; p++) {
             const u32* w = l.w + p * kp * COLS;
@@ -247,8 +215,7 @@ struct Pass {
                     begin(l, p * COLS, COLS, rows, c, COLS);
                     if (updates) add_alike(l, layer, which, t, p, rows, c);
                 }
-                const char* far = count > 1 ? coming.take(kp, (const char*)w) : (const char*)w;
-                tiles(rows, (const u32*)(x + lo * l.in), kp, w, kp, c, ahead, step, far);
+                tiles(rows, (const u32*)(x + lo * l.in), kp, w, kp, c, ahead, step);
                 finish(c, lo, rows, p, y, how, l.out);
             }
         }
@@ -511,14 +478,6 @@ Linear linear_at(const int64_t* t) {
     l.members = l.ends[2] > l.ends[1] ? 3 : l.ends[1] > l.ends[0] ? 2 : 1;
     return l;
 }
-// A and B of one update lie behind each other
-Range range_of(const Linear& l, const Update& u) {
-    if (!u.a) return {(const char*)l.w, 0};
-    long words = l.in / 2 * u.ranks;
-    for (long m = 0; m < l.members; m++)
-        words += (l.ends[m] - (m ? l.ends[m - 1] : 0)) * u.of[m].pairs * 16;
-    return {(const char*)u.a, words / (u.scale ? 32 : 16)};
-}
 const long LINEAR_WORDS = 8, LAYER_WORDS = LINEARS * LINEAR_WORDS + 5;
 }  // namespace
 
@@ -526,11 +485,11 @@ extern "C" {
 // layers (L, LAYER_WORDS): qkv, out, gate and up, down (LINEAR_WORDS each), norm before attention,
 // norm before the MLP, norms of queries and of keys by head (or 0), whether queries and keys turn.
 // tail: the head's linear, the last norm. sizes: L, C, F, H, K, D, threads.
-// batch: N, S, width of the block table, pieces, attention's tasks, wanted rows, tables of updates.
+// batch: N, S, width of the block table, pieces, attention's tasks, wanted rows.
 // pieces (P, 4): table of updates, lo, hi, place in u. x (N, C): embeddings in, last hidden out.
 void decode_pass(const int64_t* layers, const int64_t* tail, const int64_t* sizes, float eps,
                  float scale, const int64_t* batch, const int64_t* pieces, const int64_t* piece_of,
-                 const int64_t* alike, const int64_t* tables, const int64_t* start, const int64_t* past, const int32_t* seq,
+                 const int64_t* alike, const int64_t* start, const int64_t* past, const int32_t* seq,
                  const int32_t* blocks, const int64_t* tasks, const int64_t* wanted, u32* keys,
                  u32* values, const float* cos_, const float* sin_, u16* x, u16* normed, u16* qkv,
                  u16* wide, u16* u, float* terms, float* logits) {
@@ -546,18 +505,10 @@ void decode_pass(const int64_t* layers, const int64_t* tail, const int64_t* size
         made[i] = {(const int64_t*)pieces[4 * i], pieces[4 * i + 1], pieces[4 * i + 2],
                    u + pieces[4 * i + 3]};
     p.pieces = made;
-    std::vector<Range> ranges;
-    const long distinct = batch[6];
-    for (long l = 0; l < L; l++)
-        for (long g = 0; g < LINEARS; g++)
-            for (long i = 0; i < distinct; i++)
-                ranges.push_back(range_of(linear_at(layers + l * LAYER_WORDS + g * LINEAR_WORDS),
-                                          update_at((const int64_t*)tables[i], l, g)));
     Cache cache = {keys, values, L * per, blocks, batch[2], start, past, seq};
 #pragma omp parallel num_threads((int)threads)
     {
         Cache mine = cache;
-        Coming coming = {ranges.data(), (long)ranges.size(), distinct, threads, 0, 0, 0};
         for (long l = 0; l < L; l++) {
             const int64_t* t = layers + l * LAYER_WORDS;
             const Linear in = linear_at(t), out = linear_at(t + LINEAR_WORDS),
@@ -567,21 +518,21 @@ void decode_pass(const int64_t* layers, const int64_t* tail, const int64_t* size
             mine.k = keys + l * per, mine.v = values + l * per;
             p.norm(x, (const u16*)rest[0], normed, p.N);
             p.narrow(in, l, 0, normed);
-            p.product(in, l, 0, normed, p.N, qkv, PLAIN, layered, coming);
+            p.product(in, l, 0, normed, p.N, qkv, PLAIN, layered);
             place(p, mine, qkv, (const u16*)rest[2], (const u16*)rest[3], rest[4], cos_, sin_);
             attention(p, mine, qkv, wide, tasks, task_count);
             p.narrow(out, l, 1, wide);
-            p.product(out, l, 1, wide, p.N, x, RESIDUAL, layered, coming);
+            p.product(out, l, 1, wide, p.N, x, RESIDUAL, layered);
             p.norm(x, (const u16*)rest[1], normed, p.N);
             p.narrow(up_, l, 2, normed);
-            p.product(up_, l, 2, normed, p.N, wide, GATED, layered, coming);
+            p.product(up_, l, 2, normed, p.N, wide, GATED, layered);
             p.narrow(down, l, 3, wide);
-            p.product(down, l, 3, wide, p.N, x, RESIDUAL, layered, coming);
+            p.product(down, l, 3, wide, p.N, x, RESIDUAL, layered);
         }
 #pragma omp for schedule(static)
         for (long i = 0; i < M; i++)
             p.norm_row(x + wanted[i] * p.C, (const u16*)tail[LINEAR_WORDS], normed + i * p.C, p.C);
-        if (M) p.product(linear_at(tail), 0, 0, normed, M, logits, LOGITS, false, coming);
+        if (M) p.product(linear_at(tail), 0, 0, normed, M, logits, LOGITS, false);
     }
     delete[] made;
 }

@@ -220,8 +220,6 @@ class NativeDecoder:
         pieces, piece_of, alike, u_size = _pieces(laid)
         tasks = self._tasks(laid)
         batch = [n, len(laid.past_S), laid.blocks_SW.shape[1], len(pieces), len(tasks), wanted]
-        tables = _tables(laid)
-        batch.append(len(tables))
         sizes = [len(self._layers), self._channels, self._wide, self._heads, self._keys]
         sizes += [self._size, self._threads]
         width = (self._heads + 2 * self._keys) * self._size
@@ -231,7 +229,6 @@ class NativeDecoder:
             pieces,
             piece_of,
             alike,
-            tables,
             laid.start_S,
             laid.past_S,
             laid.seq_N,
@@ -288,12 +285,6 @@ class NativeDecoder:
             else:
                 tiled += [(s, h, row) for row in range(lo, hi, QUERIES) for h in range(self._heads)]
         return np.array(tiled[::-1] + single, np.int64)
-
-
-def _tables(laid: Laid) -> np.ndarray:
-    """Addresses of the tables of all layers in the pass, in the order of their rows."""
-    found = dict.fromkeys(run.layer for run in laid.runs)
-    return np.array([_at(layer.table) for layer in found if isinstance(layer, Packed)], np.int64)
 
 
 def _pieces(laid: Laid) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:

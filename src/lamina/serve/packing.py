@@ -18,6 +18,8 @@ PANEL = 32
 """Outputs of a panel of packed weights."""
 LINE = 64
 """Bytes of a cache line."""
+UPDATE_WORDS = 12
+"""Words of what one layer adds to one group of linears."""
 ADDRESSES = (0, 4, 7, 10, 11)
 """Places of addresses among the words of an update."""
 
@@ -87,7 +89,7 @@ def update_words(
         scales.append(scale_R)
         used += len(a_RI)
     if not downs:
-        return [0] * 12, 0
+        return [0] * UPDATE_WORDS, 0
     filling = -used % LANES
     a_RI = nn.functional.pad(torch.cat(downs), (0, 0, 0, filling))
     scale = 0

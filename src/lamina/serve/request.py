@@ -23,7 +23,7 @@ class Constraint(Protocol):
         """Write the allowed tokens as bits into (ceil(vocabulary / 32),) int32, low bit first."""
 
     def push(self, token: int) -> None:
-        """The token that was drawn. Stop tokens are pushed too."""
+        """The token that was drawn; never one that stops the answer."""
 
     @property
     def ended(self) -> bool:
@@ -130,8 +130,8 @@ class Serving(Protocol):
         """Queue it. From any thread.
 
         Raises, before the listener hears anything: UsageError (no prompt, longer than `context`,
-        over another base), LayerError (the stack's layers do not fit), BusyError (the queue is
-        full, or the engine is draining).
+        over another base), BusyError (the queue is full, or the engine is draining). Layers that
+        cannot be read or do not fit are told later, as `Finished("error")`.
         """
 
     def stats(self) -> Stats:
