@@ -108,6 +108,7 @@ def serve(
     ] = "lamina",
 ) -> None:
     """Serve stacks over the OpenAI API: any stack is a model, all of them from one base in memory.
+    Pages about stacks, runs and exams stand at the same address.
 
     \b
     lamina serve
@@ -199,7 +200,7 @@ def _hello(url: str, names: list[str]) -> str:
     question = {"model": names[0], "messages": [{"role": "user", "content": "Hello"}]}
     return (
         f"serving {shown}\n"
-        f"ready: {url}/v1\n"
+        f"ready: {url}/v1, with pages about it at {url}/\n"
         f"  curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n"
         f"    -d {shlex.quote(json_module.dumps(question))}"
     )
