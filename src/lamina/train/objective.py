@@ -5,7 +5,7 @@ them: no (tokens x vocabulary) tensor ever exists. The head is frozen, so it get
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,20 @@ from lamina.bases.families import Head, backbone, head
 from lamina.kernels import reference
 from lamina.kernels.choose import chosen
 from lamina.tokens.batch import Batch
-from lamina.train.fused import FusedDecoder
 
 CHUNK_BYTES = 32 << 20
 """Largest chunk of logits."""
+
+
+class Decoder(Protocol):
+    """Another way through a model's decoder than its own modules'."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, with its head."""
+
+    def predicting(self, batch: Batch) -> Tensor:
+        """(N, C) the hidden states that predict the batch's targets."""
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -88,14 +98,14 @@ class SoftTargets:
 
 
 def token_losses(
-    model: nn.Module | FusedDecoder, batch: Batch, soft: SoftTargets | None = None
+    model: nn.Module | Decoder, batch: Batch, soft: SoftTargets | None = None
 ) -> Tensor:
     """(N,) float32: the negative log-likelihood, in nats, of each supervised token of the batch.
 
     With `soft`, the cross-entropy to those targets instead of to the batch's own.
     Rows are padded on the right; with causal attention no padding is ever attended to.
     """
-    inner = model.model if isinstance(model, FusedDecoder) else model
+    inner = model if isinstance(model, nn.Module) else model.model
     device = next(inner.parameters()).device
     targets_NK = batch.targets[:, None] if soft is None else soft.ids_NK
     weights_NK = torch.ones(targets_NK.shape) if soft is None else soft.weights_NK
@@ -105,9 +115,9 @@ def token_losses(
     return losses
 
 
-def predicting(model: nn.Module | FusedDecoder, batch: Batch) -> Tensor:
+def predicting(model: nn.Module | Decoder, batch: Batch) -> Tensor:
     """(N, H) the hidden states that predict the batch's targets."""
-    if isinstance(model, FusedDecoder):
+    if not isinstance(model, nn.Module):
         return model.predicting(batch)
     device = next(model.parameters()).device
     hidden_BTH = backbone(model)(input_ids=batch.ids.to(device), use_cache=False).last_hidden_state
