@@ -15,7 +15,7 @@ from lamina.bases.families import backbone
 from lamina.tokens.batch import collate
 from lamina.tokens.mask import Encoded
 from lamina.train.fused import FusedDecoder
-from lamina.train.objective import SoftTargets, token_losses, worst_of_rows
+from lamina.train.objective import Decoder, SoftTargets, token_losses, worst_of_rows
 from lamina.train.teach import mixed
 
 
@@ -33,7 +33,7 @@ def split_rows(lengths: Sequence[int], at_once: int) -> list[slice]:
 
 
 def backward(
-    model: nn.Module | FusedDecoder,
+    model: nn.Module | Decoder,
     rows: Sequence[Encoded],
     said: Sequence[SoftTargets | None],
     pad_id: int,
@@ -48,8 +48,9 @@ def backward(
     """
     total = sum(int(row.mask[1:].sum()) for row in rows)
     loss, worst = torch.zeros(()), []
-    modules = model.model if isinstance(model, FusedDecoder) else model
-    with checkpointed(modules, checkpointing and modules is model):
+    fused = isinstance(model, FusedDecoder)
+    modules = model if isinstance(model, nn.Module) else model.model
+    with checkpointed(modules, checkpointing and not fused):
         for part in split_rows([len(row) for row in rows], at_once):
             batch = collate(rows[part], pad_id)
             soft = mixed(batch, said[part])
