@@ -1,7 +1,8 @@
-"""The training step on a GPU at several sizes, beside its peers: tokens a second, share of the peak.
+"""The training step on a GPU at several sizes, beside its peers: tokens a second, and memory.
 
 Models of llama's shape with random weights (speed does not depend on them) at the sizes of 135M, 1B
-and 8B parameters; rows of random tokens, half of them supervised; rank 16 on all linears, bfloat16.
+and 8B parameters (`135m_2k`: in steps of lamina's default 2,048 tokens); rows of random tokens, half
+of them supervised; rank 16 on all linears, bfloat16.
 
 - `lamina`: the loop's own step with its fused decoder.
 - `peft`: PEFT's layers in transformers' model, SDPA, all logits, in a bare loop.
@@ -21,19 +22,21 @@ import time
 from statistics import median
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import nn
 
 from benchmarks.common import ROOT, emit, parser, say
 from lamina.bases import families
 from lamina.core.recipe import Recipe
 from lamina.lowrank.attach import Attachment
-from lamina.tokens.batch import Batch
+from lamina.tokens.batch import Batch, collate
+from lamina.tokens.mask import Encoded
 from lamina.train.fused import fuse
+from lamina.train.graphs import graphs_of
 from lamina.train.job import fresh_factors
-from lamina.train.objective import token_losses
+from lamina.train.passes import backward
 
-RANK, RATE, WARM = 16, 3e-4, 3
+RANK, RATE, WARM = 16, 3e-4, 4
 
 
 class Shape(NamedTuple):
@@ -54,6 +57,7 @@ class Shape(NamedTuple):
 SHAPES = {
     "pico": Shape(64, 128, 2, 2, 1, 256, 64, 16),
     "135m": Shape(576, 1536, 30, 9, 3, 49152, 16384, 512),
+    "135m_2k": Shape(576, 1536, 30, 9, 3, 49152, 2048, 256),
     "1b": Shape(2048, 8192, 16, 32, 8, 128256, 8192, 512),
     "8b": Shape(4096, 14336, 32, 32, 8, 128256, 8192, 1024),
 }
@@ -74,19 +78,19 @@ def model_of(shape: Shape, device: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def batch_of(shape: Shape) -> Batch:
+def rows_of(shape: Shape) -> list[Encoded]:
     """Rows of one length, the second half of each supervised."""
-    rows = shape.tokens // shape.row
-    generator = torch.Generator().manual_seed(0)
-    ids_BT = torch.randint(shape.vocabulary, (rows, shape.row), generator=generator)
-    at_BT = torch.arange(rows)[:, None] * shape.row + torch.arange(shape.row // 2, shape.row)
-    return Batch(
-        ids=ids_BT,
-        positions=(at_BT - 1).flatten(),
-        targets=ids_BT.flatten()[at_BT.flatten()],
-        lengths=torch.full((rows,), shape.row),
-        row_of_target=torch.arange(rows).repeat_interleave(at_BT.shape[1]),
-    )
+    draw = np.random.default_rng(0)
+    mask = np.arange(shape.row) >= shape.row // 2
+    return [
+        Encoded(draw.integers(shape.vocabulary, size=shape.row, dtype=np.int32), mask, str(index))
+        for index in range(shape.tokens // shape.row)
+    ]
+
+
+def batch_of(shape: Shape) -> Batch:
+    """The same rows as tensors."""
+    return collate(rows_of(shape), 0)
 
 
 def labels_of(batch: Batch) -> torch.Tensor:
@@ -101,17 +105,18 @@ def labels_of(batch: Batch) -> torch.Tensor:
 
 def lamina(shape: Shape, device: str, steps: int) -> float:
     """One step of the loop's own kind."""
-    model, batch = model_of(shape, device), batch_of(shape)
+    model, rows = model_of(shape, device), rows_of(shape)
     linears = families.linears(model)
     attachment = Attachment(model, fresh_factors(linears, Recipe(rank=RANK)), linears)
     decoder, why = fuse(model)
     assert decoder is not None, why
     say(f"kernels: {decoder.kernels}")
     optimiser = torch.optim.AdamW([attachment.flat], lr=RATE, fused=True)
+    graphs, labels = graphs_of(decoder), [None] * len(rows)
 
     def step() -> None:
         attachment.zero_grad()
-        token_losses(decoder, batch).mean().backward()
+        backward(decoder, rows, labels, 0, shape.tokens, graphs=graphs)
         torch.nn.utils.clip_grad_norm_([attachment.flat], 1.0)
         optimiser.step()
 
@@ -307,7 +312,7 @@ def main() -> None:
     """Measure and print; or be one contestant."""
     arguments = parser(__doc__)
     arguments.add_argument("--quick", action="store_true", help="a pico model, on any device")
-    arguments.add_argument("--shapes", default="135m,1b,8b")
+    arguments.add_argument("--shapes", default="135m_2k,135m,1b,8b")
     arguments.add_argument("--steps", type=int, default=10)
     arguments.add_argument("--contestants", default=",".join(CONTESTANTS))
     arguments.add_argument("--contestant", choices=CONTESTANTS, help="inside: run one")

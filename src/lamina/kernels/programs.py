@@ -139,7 +139,7 @@ def cross_entropy(
     largest = tl.max(most)
     lse = largest + tl.log(tl.sum(total * tl.exp(most - largest)))
     loss = lse
-    for k in range(0, TARGETS):
+    for k in range(TARGETS):
         token = tl.load(index + row * TARGETS + k)
         part = tl.load(share + row * TARGETS + k)
         loss -= part * tl.load(here + token).to(tl.float32)
@@ -150,7 +150,7 @@ def cross_entropy(
             inside = start + lane < VOCABULARY
             v = tl.load(here + start + lane, mask=inside, other=float("-inf")).to(tl.float32)
             g = tl.exp(v - lse)
-            for k in range(0, TARGETS):
+            for k in range(TARGETS):
                 token = tl.load(index + row * TARGETS + k)
                 part = tl.load(share + row * TARGETS + k)
                 g -= tl.where(start + lane == token, part, 0.0)

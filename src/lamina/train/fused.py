@@ -61,24 +61,48 @@ class FusedDecoder:
         """`native`, `accelerated` or `reference`."""
         return self._ops.__name__.rpartition(".")[2]
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        device: torch.device = self._inner.embed_tokens.weight.device
+        return device
+
+    @property
+    def resident(self) -> bool:
+        """Whether a pass is the same kernels over the same memory each time: all weights lie
+        there, and nothing is looked up."""
+        groups = [type(group) for layer in self._layers for group in layer.groups]
+        return self._prefixes is None and set(groups) == {Group}
+
     def predicting(self, batch: Batch) -> Tensor:
         """(N, C) the hidden states that predict the batch's targets, in the model's dtype."""
-        ids_N, starts_S, positions = _packed(batch)
-        device = self._inner.embed_tokens.weight.device
-        rows = len(batch.lengths)
-        return self._hidden(ids_N.to(device), starts_S, positions.to(device), rows)
+        ids_N, starts_S, positions = packed(batch)
+        ids_N = ids_N.to(self.device)
+        places = self.places(ids_N, starts_S)
+        self.load()
+        x_NC = None
+        if self._prefixes is not None:
+            rows = len(batch.lengths)
+            x_NC = self._remembered(self._prefixes, ids_N, starts_S[: rows + 1])
+        return self.hidden(ids_N, places, positions.to(self.device), x_NC)
 
-    def _hidden(self, ids_N: Tensor, starts_S: Tensor, positions: Tensor, rows: int) -> Tensor:
-        places = self._places(ids_N, starts_S)
+    def load(self) -> None:
+        """Take the factors as they stand; before every forward."""
+        for layer in self._layers:
+            for group in layer.groups:
+                group.load()
+
+    def hidden(
+        self, ids_N: Tensor, places: Places, positions: Tensor, x_NC: Tensor | None = None
+    ) -> Tensor:
+        """The hidden states at some positions among packed tokens, all on the decoder's device.
+
+        `x_NC`: what enters the first trained layer, where that is known.
+        """
         trained = self._layers[self._first :]
-        with torch.no_grad():
-            for layer in self._layers:
-                for group in layer.groups:
-                    group.load()
-            if self._prefixes is None:
+        if x_NC is None:
+            with torch.no_grad():
                 (x_NC,) = self._below([ids_N], [places])
-            else:
-                x_NC = self._remembered(self._prefixes, ids_N, starts_S[: rows + 1])
         room = self._room(x_NC)
         learning = bool(trained) and torch.is_grad_enabled()
         if learning:
@@ -109,7 +133,8 @@ class FusedDecoder:
     def _remembered(self, prefixes: Prefixes, ids_N: Tensor, starts_S: Tensor) -> Tensor:
         """The same, where rows are remembered: every row by itself, what fills up is zeros."""
         cuts = list(pairwise(starts_S.tolist()))
-        found = prefixes.of([ids_N[a:b] for a, b in cuts], self._alone)
+        with torch.no_grad():
+            found = prefixes.of([ids_N[a:b] for a, b in cuts], self._alone)
         x_NC = found[0].new_zeros(len(ids_N), found[0].shape[1])
         for (a, b), x_TC in zip(cuts, found, strict=True):
             x_NC[a:b] = x_TC
@@ -117,7 +142,7 @@ class FusedDecoder:
 
     def _alone(self, rows: Sequence[Tensor]) -> list[Tensor]:
         filled = [_filled(ids_T, torch.tensor([0, len(ids_T)])) for ids_T in rows]
-        xs = self._below([ids for ids, _ in filled], [self._places(*each) for each in filled])
+        xs = self._below([ids for ids, _ in filled], [self.places(*each) for each in filled])
         return [x_NC[: len(ids_T)] for x_NC, ids_T in zip(xs, rows, strict=True)]
 
     def _room(self, x_NC: Tensor) -> Room:
@@ -127,7 +152,7 @@ class FusedDecoder:
         wide = config.intermediate_size
         return Room(torch.empty_like(x_NC), x_NC.new_empty(len(x_NC), wide))
 
-    def _places(self, ids_N: Tensor, starts_S: Tensor) -> Places:
+    def places(self, ids_N: Tensor, starts_S: Tensor) -> Places:
         """Each token's place in its own sequence, as the model's rotary embedding has it."""
         lengths = starts_S.diff()
         place_N = torch.arange(len(ids_N)) - starts_S[:-1].repeat_interleave(lengths)
@@ -139,9 +164,9 @@ class FusedDecoder:
         return Places(starts_S, *(t[0, :, :half].to(wide).contiguous() for t in (cos, sin)))
 
 
-def _packed(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def packed(batch: Batch, filled: int = FILLED) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids (N,) without padding, where rows start, and positions among the N; N is a multiple
-    of FILLED."""
+    of `filled`."""
     width = batch.ids.shape[1]
     real_BT = torch.arange(width)[None] < batch.lengths[:, None]
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), batch.lengths.cumsum(0)])
@@ -149,12 +174,12 @@ def _packed(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         batch.positions
         + (starts[:-1] - torch.arange(len(batch.lengths)) * width)[batch.row_of_target]
     )
-    return *_filled(batch.ids[real_BT], starts), positions
+    return *_filled(batch.ids[real_BT], starts, filled), positions
 
 
-def _filled(ids_N: Tensor, starts_S: Tensor) -> tuple[Tensor, Tensor]:
-    """Packed rows with a sequence of zeros behind them, up to a multiple of FILLED."""
-    if filler := -len(ids_N) % FILLED:
+def _filled(ids_N: Tensor, starts_S: Tensor, filled: int = FILLED) -> tuple[Tensor, Tensor]:
+    """Packed rows with a sequence of zeros behind them, up to a multiple of `filled`."""
+    if filler := -len(ids_N) % filled:
         ids_N = torch.cat([ids_N, ids_N.new_zeros(filler)])
         starts_S = torch.cat([starts_S, starts_S[-1:] + filler])
     return ids_N, starts_S
@@ -246,7 +271,7 @@ def _difference(decoder: FusedDecoder) -> float:
     rows = [((torch.arange(n) * 7919 + n) % vocabulary).to(device) for n in _PROBE]
     xs, last_NC = _own_states(inner, rows)
     starts = torch.tensor([0, *_PROBE]).cumsum(0)
-    places, room = decoder._places(torch.cat(rows), starts), decoder._room(xs[0])
+    places, room = decoder.places(torch.cat(rows), starts), decoder._room(xs[0])
     found = [
         _apart(inner.embed_tokens(torch.cat(rows)), xs[0], xs[0] * 0),
         _apart(inner.norm(xs[-1]), last_NC, last_NC * 0),

@@ -20,6 +20,7 @@ from lamina.tokens.batch import Batch, collate
 from lamina.tokens.pack import plan_batches
 from lamina.train import checkpoint
 from lamina.train.events import EventLog
+from lamina.train.graphs import graphs_of
 from lamina.train.job import Job, Outcome, fresh_factors
 from lamina.train.objective import Decoder, SoftTargets, token_losses, worst_of_rows
 from lamina.train.optimiser import Optimiser
@@ -87,6 +88,7 @@ class _Run:
         self.flat = attachment.flat
         self.prefixes = prefixes_of(job)
         self.model, self.kernels, self.why = way_through(job, attachment, self.prefixes)
+        self.graphs = graphs_of(self.model)
         self.guard = self._guarded()
         self.best = self.flat.data.clone()
         self.start = self.best.clone() if self.recipe.drift else None
@@ -252,6 +254,7 @@ class _Run:
             self.job.pad_id,
             self.recipe.at_once,
             checkpointing=self.recipe.checkpointing,
+            graphs=self.graphs,
         )
         if self.plan.selects:
             self.plan.visited(chosen, worst_B)
