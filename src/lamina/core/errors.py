@@ -13,6 +13,7 @@
     │   ├── StoreFullError          no space left
     │   ├── ReadOnlyStoreError
     │   └── StoreBusyError (TimeoutError)    another process holds the lock
+    ├── ShareError (ConnectionError)    a registry, a Hub or an archive cannot do what was asked
     ├── TrainError (RuntimeError)   training cannot go on
     │   └── TrainInterrupted        stopped on request; the run can be resumed
     ├── BusyError (RuntimeError)    the engine takes no further request now
@@ -99,6 +100,10 @@ class ReadOnlyStoreError(StoreError):
 
 class StoreBusyError(StoreError, TimeoutError):
     """Another process held the store's lock for too long."""
+
+
+class ShareError(LaminaError, ConnectionError):
+    """Another place (a registry, a Hub, an archive) cannot be reached, or refuses."""
 
 
 class TrainError(LaminaError, RuntimeError):
