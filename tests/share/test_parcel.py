@@ -9,10 +9,14 @@ from lamina.core.errors import CorruptBlobError, MissingBlobError, StoreError, U
 from lamina.core.manifests import (
     COST_TYPE,
     NAMING_TYPE,
+    SCORES_TYPE,
     STANDS_TYPE,
     CostEvidence,
+    ExamSpec,
     LayerConfig,
+    ScoresEvidence,
     StackConfig,
+    StackedLayer,
     StandsEvidence,
 )
 from lamina.core.names import Name
@@ -20,6 +24,7 @@ from lamina.share.incoming import admit, look
 from lamina.share.parcel import parcel_of, public_source
 from lamina.store.layout import Store
 from tests.share.places import Shelf
+from tests.store.make import put_layer
 
 
 @pytest.fixture
@@ -92,7 +97,7 @@ def test_a_stack_arrives_whole_with_its_evidence(home, away):
     assert not [blob for blob in incoming.payload if blob.digest in shelf.asked]
     assert len(incoming.layers) == 2
     assert incoming.stands_on()[0].name == "pico"
-    assert admit(away, shelf, incoming) == stack
+    assert admit(away, shelf, incoming, label="there") == stack
     assert away.verify().clean
     top = incoming.config(incoming.layers[-1], LayerConfig)
     assert top.name == "times"
@@ -110,11 +115,10 @@ def test_a_stack_arrives_whole_with_its_evidence(home, away):
 
 def test_what_is_at_hand_is_not_asked_for(home, away):
     below, above = stack_of(home, "sums"), stack_of(home)
-    admit(
-        away, shelf := Shelf(home, parcel_of(home, below.digest)), look(away, shelf, below.digest)
-    )
+    shelf = Shelf(home, parcel_of(home, below.digest))
+    admit(away, shelf, look(away, shelf, below.digest), label="there")
     shelf = Shelf(home, parcel_of(home, above.digest))
-    admit(away, shelf, look(away, shelf, above.digest))
+    admit(away, shelf, look(away, shelf, above.digest), label="there")
     before = {item.digest for item in parcel_of(home, below.digest).blobs}
     assert not before & set(shelf.asked)
     assert len(shelf.asked) == len(set(shelf.asked))
@@ -124,7 +128,9 @@ def test_a_layer_lands_as_a_stack_that_keeps_its_parents(home, away):
     config = home.config(home.manifest(stack_of(home).digest), StackConfig)
     layer = config.layers[-1].layer
     shelf = Shelf(home, parcel_of(home, layer))
-    assert admit(away, shelf, look(away, shelf, layer)).digest == stack_of(home).digest
+    assert (
+        admit(away, shelf, look(away, shelf, layer), label="there").digest == stack_of(home).digest
+    )
     away.collect(grace_seconds=0)
     assert all(away.has(item.layer) for item in config.layers)
 
@@ -152,7 +158,7 @@ def test_wrong_bytes_are_refused_wherever_they_are(home, away, change):
             if incoming.left_out:  # evidence is left out, and that is said
                 assert about
                 continue
-            admit(away, shelf, incoming)
+            admit(away, shelf, incoming, label="there")
         except CorruptBlobError:
             assert stack.digest not in {entry.digest for entry in away.entries()}
             assert not away.has(item.digest)
@@ -189,9 +195,48 @@ def test_interrupted_anywhere_nothing_half_is_listed(home, away):
         shelf = Shelf(home, parcel)
         del shelf.things[item.digest]
         try:
-            admit(away, shelf, look(away, shelf, stack.digest))
+            admit(away, shelf, look(away, shelf, stack.digest), label="there")
         except MissingBlobError:
             assert away.verify().clean
     shelf = Shelf(home, parcel)
-    admit(away, shelf, look(away, shelf, stack.digest))
+    admit(away, shelf, look(away, shelf, stack.digest), label="there")
     assert away.verify().clean
+
+
+def test_what_others_measured_is_not_taken_for_our_own(home, away):
+    stack = stack_of(home)
+    shelf = Shelf(home, parcel_of(home, stack.digest))
+    admit(away, shelf, look(away, shelf, stack.digest), label="there")
+    assert away.evidence(stack.digest, SCORES_TYPE, ScoresEvidence)
+    assert not away.evidence(stack.digest, SCORES_TYPE, ScoresEvidence, own=True)
+    ours = home.evidence(stack.digest, SCORES_TYPE, ScoresEvidence, own=True)
+    shelf = Shelf(away, parcel_of(away, stack.digest))
+    admit(home, shelf, look(home, shelf, stack.digest), label="away")  # our own come back
+    assert home.evidence(stack.digest, SCORES_TYPE, ScoresEvidence, own=True) == ours
+
+
+def test_answers_to_withheld_questions_stay_at_home(tmp_path):
+    store = Store.open(tmp_path / "mine")
+    exam = ExamSpec(name="secret", scorer="exact", items=digest_bytes(b"q"), rows=2, private=True)
+    layer = put_layer(store, "private", exams=(exam,))
+    base = store.config(store.manifest(layer.digest), LayerConfig).base
+    stack = store.put_stack(base, [StackedLayer(layer=layer.digest)])
+    store.add_root(stack)
+    scores = ScoresEvidence(
+        created="2026-01-01T00:00:00+00:00",
+        exam_digest=exam.items,
+        scorer="exact",
+        max_new_tokens=8,
+        engine=digest_bytes(b"e"),
+        items=((1.0, 1.0, "the patient's name"), (0.0, 1.0, "another")),
+    )
+    store.put_evidence(SCORES_TYPE, scores, stack)
+    parcel = parcel_of(store, stack.digest)
+    everything = (*parcel.blobs, *parcel.manifests, *parcel.evidence)
+    sent = b"".join(b"".join(parcel.stream(store, item)) for item in everything)
+    assert b"patient" not in sent
+    away = Store.open(tmp_path / "theirs")
+    shelf = Shelf(store, parcel)
+    admit(away, shelf, look(away, shelf, stack.digest), label="there")
+    arrived = away.evidence(stack.digest, SCORES_TYPE, ScoresEvidence)[0]
+    assert arrived.items == ((1.0, 1.0, None), (0.0, 1.0, None))

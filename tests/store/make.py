@@ -7,6 +7,7 @@ from lamina.core.manifests import (
     SAFETENSORS_TYPE,
     BaseConfig,
     Descriptor,
+    ExamSpec,
     LayerConfig,
     NamingEvidence,
     StackedLayer,
@@ -36,11 +37,19 @@ def put_base(store: Store, word: str = "base") -> Descriptor:
     return store.put_base(base_config(word), [blob], f"dir:{word}")
 
 
-def put_layer(store: Store, word: str, *, size: int = 1000) -> Descriptor:
+def put_layer(
+    store: Store,
+    word: str,
+    *,
+    size: int = 1000,
+    parents: tuple[StackedLayer, ...] = (),
+    exams: tuple[ExamSpec, ...] = (),
+) -> Descriptor:
     config = LayerConfig(
         name=word,
         base=IDENTITY_OF_BASE,
-        parents=(),
+        parents=parents,
+        exams=exams,
         rank=1,
         alpha=2.0,
         scaling="lora",

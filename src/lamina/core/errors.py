@@ -14,6 +14,7 @@
     │   ├── ReadOnlyStoreError
     │   └── StoreBusyError (TimeoutError)    another process holds the lock
     ├── ShareError (ConnectionError)    a registry, a Hub or an archive cannot do what was asked
+    │   └── DroppedError            the connection broke or the place is busy: worth another try
     ├── TrainError (RuntimeError)   training cannot go on
     │   └── TrainInterrupted        stopped on request; the run can be resumed
     ├── BusyError (RuntimeError)    the engine takes no further request now
@@ -104,6 +105,15 @@ class StoreBusyError(StoreError, TimeoutError):
 
 class ShareError(LaminaError, ConnectionError):
     """Another place (a registry, a Hub, an archive) cannot be reached, or refuses."""
+
+    status: int | None = None
+    """The HTTP status, where it refused with one."""
+    retry_after: float | None = None
+    """Seconds that it asks us to wait."""
+
+
+class DroppedError(ShareError):
+    """The connection broke, or the place is overloaded: worth another try."""
 
 
 class TrainError(LaminaError, RuntimeError):

@@ -29,7 +29,7 @@ from lamina.core.manifests import (
 from lamina.share.parcel import travels
 from lamina.store.layout import Store
 from lamina.store.manifests import MANIFEST_LIMIT
-from lamina.store.refs import bare
+from lamina.store.refs import FROM, bare
 from lamina.store.strict import ValueT, parse_strictly
 
 CONFIG_LIMIT = 16 << 20
@@ -363,12 +363,18 @@ def read_whole(source: BlobSource, item: Descriptor) -> bytes:
 
 
 def admit(
-    store: Store, source: BlobSource, incoming: Incoming, *, fetch: Fetch | None = None
+    store: Store,
+    source: BlobSource,
+    incoming: Incoming,
+    *,
+    label: str,
+    fetch: Fetch | None = None,
 ) -> Descriptor:
     """Take what was looked at: payloads, then manifests, then the evidence. Returns what is kept.
 
     That is the root, or for a layer the stack that it is the top of: listed in the index, not
-    named. Killed anywhere, nothing in the index names what is not there, and a second call goes on.
+    named. `label`: the place, as the index says of the evidence. Killed anywhere, nothing in the
+    index names what is not there, and a second call goes on.
     Raises CorruptBlobError, StoreError, ShareError.
     """
     missing = [blob for blob in incoming.payload if not store.intact(blob.digest)]
@@ -382,8 +388,11 @@ def admit(
         config = incoming.config(root.digest, LayerConfig)
         root = store.put_stack(config.base, (*config.parents, StackedLayer(layer=root.digest)))
     store.add_root(root)
-    for data in incoming.evidence.values():
-        store.add_root(store.put_manifest(data))
+    known = {entry.digest for entry in store.entries()}
+    for digest, data in incoming.evidence.items():
+        stored = store.put_manifest(data)
+        if digest not in known:  # one's own may come back
+            store.add_root(stored, {FROM: label})
     return root
 
 

@@ -1,10 +1,11 @@
 """A parcel: all that moves when a base, layer or stack goes from one store to another place.
 
-Content: the object, what it carries, and the evidence about it and about its layers. Records of
-names (`NAMING_TYPE`) stay at home: they speak of the sender's names, which mean nothing elsewhere.
+Content: the object, what it carries, and the evidence about it and about its layers. What stays at
+home: records of names (`NAMING_TYPE`), which speak of the sender's names and mean nothing
+elsewhere; and answers to withheld questions, of which only the marks travel.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from lamina.core.digest import digest_bytes
@@ -16,6 +17,7 @@ from lamina.core.manifests import (
     LAYER_TYPE,
     MANIFEST_TYPE,
     NAMING_TYPE,
+    SCORES_TYPE,
     SOURCE,
     STACK_TYPE,
     STANDS_TYPE,
@@ -23,6 +25,7 @@ from lamina.core.manifests import (
     Descriptor,
     ImageManifest,
     LayerConfig,
+    ScoresEvidence,
     StackConfig,
     StandsEvidence,
 )
@@ -103,7 +106,9 @@ def parcel_of(store: Store, digest: str, *, with_base: bool = False) -> Parcel:
     base = _base(store, config.base, needed=with_base)
     if with_base and base is not None:
         packing.add(bare(base))
-    for item in dict.fromkeys(each.layer for each in beneath):
+    layers = dict.fromkeys(each.layer for each in beneath)
+    packing.withhold([*layers, *([digest] if kind == LAYER_TYPE else [])])
+    for item in layers:
         packing.add(store.describe(item))
     packing.add(root, manifest)
     if base is not None:
@@ -131,6 +136,13 @@ class _Packing:
         self._evidence: dict[str, Descriptor] = {}
         self._subjects: dict[str, str] = {}
         self._made: dict[str, bytes] = {}
+        self._withheld: set[str] = set()
+
+    def withhold(self, layers: Iterable[str]) -> None:
+        """Take note of the exams of which only results may travel."""
+        for digest in layers:
+            config = self._store.config(self._store.manifest(digest), LayerConfig)
+            self._withheld |= {exam.items for exam in config.exams if exam.private}
 
     def add(self, item: Descriptor, manifest: ImageManifest | None = None) -> None:
         """Take a manifest, what it names, and what is on record about it."""
@@ -149,6 +161,16 @@ class _Packing:
             manifest = self._store.manifest(entry.digest)
             if entry.digest in self._evidence or not travels(manifest.artifactType):
                 continue
+            if manifest.artifactType == SCORES_TYPE:
+                scores = self._store.config(manifest, ScoresEvidence)
+                if scores.exam_digest in self._withheld and any(item[2] for item in scores.items):
+                    marks = tuple((value, weight, None) for value, weight, _ in scores.items)
+                    self._state(
+                        SCORES_TYPE,
+                        scores.model_copy(update={"items": marks}),
+                        self._store.describe(digest),
+                    )
+                    continue
             for blob in (manifest.config, *manifest.layers):
                 self._blobs.setdefault(blob.digest, bare(blob))
             self._evidence[entry.digest] = entry
@@ -167,15 +189,10 @@ class _Packing:
             source=public_source((base.annotations or {}).get(SOURCE)),
             manifest=described,
         )
-        stated, data = self._make(STANDS_TYPE, evidence, subject)
-        self._made |= data
-        self._evidence[stated.digest] = stated
-        self._subjects[stated.digest] = subject.digest
+        self._state(STANDS_TYPE, evidence, subject)
 
-    def _make(
-        self, artifact_type: str, config: Value, subject: Descriptor
-    ) -> tuple[Descriptor, dict[str, bytes]]:
-        """An evidence manifest and its config, as `put_evidence` would store them."""
+    def _state(self, artifact_type: str, config: Value, subject: Descriptor) -> None:
+        """Add evidence as `put_evidence` would store it, without storing it."""
         data = config.to_bytes()
         described = Descriptor(
             mediaType=artifact_type + CONFIG_SUFFIX, digest=digest_bytes(data), size=len(data)
@@ -190,7 +207,9 @@ class _Packing:
             digest=digest_bytes(manifest),
             size=len(manifest),
         )
-        return stated, {described.digest: data, stated.digest: manifest}
+        self._made |= {described.digest: data, stated.digest: manifest}
+        self._evidence[stated.digest] = stated
+        self._subjects[stated.digest] = subject.digest
 
     def packed(self, root: Descriptor, *, base: Descriptor | None) -> Parcel:
         """The parcel."""
@@ -212,7 +231,7 @@ def travels(artifact_type: str) -> bool:
 
 def public_source(source: str | None) -> str | None:
     """Where a base came from, if others can get it there too; a folder's name is kept at home."""
-    if source is None or not source.startswith(("hf:", "pypi:", "oci://")):
+    if source is None or not source.startswith(("hf:", "pypi:")):
         return None
     return source
 
