@@ -7,6 +7,7 @@ from lamina.core.manifests import (
     SAFETENSORS_TYPE,
     BaseConfig,
     Descriptor,
+    ExamSpec,
     LayerConfig,
     NamingEvidence,
     StackedLayer,
@@ -36,11 +37,20 @@ def put_base(store: Store, word: str = "base") -> Descriptor:
     return store.put_base(base_config(word), [blob], f"dir:{word}")
 
 
-def put_layer(store: Store, word: str, *, size: int = 1000) -> Descriptor:
+def put_layer(
+    store: Store,
+    word: str,
+    *,
+    size: int = 1000,
+    parents: tuple[StackedLayer, ...] = (),
+    exams: tuple[ExamSpec, ...] = (),
+    payload: bytes | None = None,
+) -> Descriptor:
     config = LayerConfig(
         name=word,
         base=IDENTITY_OF_BASE,
-        parents=(),
+        parents=parents,
+        exams=exams,
         rank=1,
         alpha=2.0,
         scaling="lora",
@@ -50,7 +60,9 @@ def put_layer(store: Store, word: str, *, size: int = 1000) -> Descriptor:
     blobs = [
         store.put_bytes(b'{"same": "in every layer"}', JSON_TYPE, title="adapter_config.json"),
         store.put_bytes(
-            (word.encode() * size)[:size], SAFETENSORS_TYPE, title="adapter_model.safetensors"
+            payload or (word.encode() * size)[:size],
+            SAFETENSORS_TYPE,
+            title="adapter_model.safetensors",
         ),
     ]
     return store.put_layer(config, blobs)

@@ -36,7 +36,7 @@ class Terminal:
             self._progress(f"{event['steps']} of {event['at_most']} steps fit the time given")
         elif kind == "resumed":
             self.say(f"going on from step {event['step']}")
-        elif kind in ("examining", "pulling"):
+        elif kind in ("examining", "pulling", "moving"):
             self._progress(event["text"], last=bool(event.get("last")))
 
     def _step_line(self, event: Mapping[str, Any]) -> str:

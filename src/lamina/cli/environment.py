@@ -2,8 +2,12 @@
 
 LAMINA_HOME    the store's folder (default: the platform's data folder)
 LAMINA_AUTHOR  author recorded in the layers you train (default: none)
+
+Credentials for registries are read where docker, podman and skopeo keep them: $REGISTRY_AUTH_FILE,
+$XDG_RUNTIME_DIR/containers/auth.json, $DOCKER_CONFIG/config.json (default: ~/.docker).
 """
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -12,6 +16,7 @@ from typing import TYPE_CHECKING
 from lamina.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from lamina.share.wire import Access
     from lamina.store.layout import Store
 
 
@@ -46,3 +51,29 @@ def open_store() -> "Store":
     from lamina.store.layout import Store
 
     return Store.open(home())
+
+
+def credential_files() -> tuple[Path, ...]:
+    """Where credentials for registries may lie, the likeliest first."""
+    given, runtime = os.environ.get("REGISTRY_AUTH_FILE"), os.environ.get("XDG_RUNTIME_DIR")
+    found = [Path(given)] if given else []
+    if runtime:
+        found.append(Path(runtime) / "containers" / "auth.json")
+    folder = os.environ.get("DOCKER_CONFIG")
+    with contextlib.suppress(RuntimeError):  # no home folder
+        found.append((Path(folder) if folder else Path.home() / ".docker") / "config.json")
+    return tuple(found)
+
+
+def access(*, plain_http: bool, ca_file: Path | None, verify: bool) -> "Access":
+    """How to reach registries. Raises UsageError when there is no such file."""
+    from lamina.share.wire import Access
+
+    if ca_file is not None and not ca_file.is_file():
+        raise UsageError(f"there is no file {ca_file}", hint="--ca-file takes a PEM file")
+    return Access(
+        plain_http=plain_http,
+        tls_verify=verify,
+        ca_file=ca_file,
+        credential_files=credential_files(),
+    )

@@ -60,3 +60,23 @@ Memory = Annotated[
         help="Memory to train in, such as 2GB or 1.5GiB; default: what the machine has.",
     ),
 ]
+Place = Annotated[
+    str,
+    typer.Argument(
+        metavar="PLACE", help="oci://host/repository[:tag]; to pull also …@sha256:digest."
+    ),
+]
+PlainHttp = Annotated[
+    bool,
+    typer.Option("--plain-http", help="HTTP without TLS; on this machine it needs no leave."),
+]
+CaFile = Annotated[
+    str | None,
+    typer.Option(
+        "--ca-file", metavar="FILE", help="Trust these certificate authorities, not the system's."
+    ),
+]
+NoTlsVerify = Annotated[
+    bool,
+    typer.Option("--no-tls-verify", help="Accept any certificate; only digests are checked then."),
+]

@@ -13,6 +13,8 @@
     │   ├── StoreFullError          no space left
     │   ├── ReadOnlyStoreError
     │   └── StoreBusyError (TimeoutError)    another process holds the lock
+    ├── ShareError (ConnectionError)    a registry, a Hub or an archive cannot do what was asked
+    │   └── DroppedError            the connection broke or the place is busy: worth another try
     ├── TrainError (RuntimeError)   training cannot go on
     │   └── TrainInterrupted        stopped on request; the run can be resumed
     ├── BusyError (RuntimeError)    the engine takes no further request now
@@ -99,6 +101,19 @@ class ReadOnlyStoreError(StoreError):
 
 class StoreBusyError(StoreError, TimeoutError):
     """Another process held the store's lock for too long."""
+
+
+class ShareError(LaminaError, ConnectionError):
+    """Another place (a registry, a Hub, an archive) cannot be reached, or refuses."""
+
+    status: int | None = None
+    """The HTTP status, where it refused with one."""
+    retry_after: float | None = None
+    """Seconds that it asks us to wait."""
+
+
+class DroppedError(ShareError):
+    """The connection broke, or the place is overloaded: worth another try."""
 
 
 class TrainError(LaminaError, RuntimeError):

@@ -30,6 +30,9 @@ SCORES_TYPE = "application/vnd.lamina.evidence.scores.v1"
 NAMING_TYPE = "application/vnd.lamina.evidence.naming.v1"
 CERTIFICATE_TYPE = "application/vnd.lamina.evidence.certificate.v1"
 CARRIED_TYPE = "application/vnd.lamina.evidence.carried.v1"
+STANDS_TYPE = "application/vnd.lamina.evidence.stands.v1"
+EVIDENCE_PREFIX = "application/vnd.lamina.evidence."
+"""What every evidence's artifactType begins with; other tools' referrers are none of ours."""
 
 CONFIG_SUFFIX = ".config+json"
 """A config blob's mediaType is its manifest's artifactType + this."""
@@ -338,3 +341,19 @@ class CarriedEvidence(Value):
     """The examinations by which the rungs were judged."""
     retrain_seconds: float | None = None
     """What training the layer took when it was made."""
+
+
+class StandsEvidence(Value):
+    """Which base an object stands on, and where to get it. Subject: the stack or the layer.
+
+    Made when an object is sent, because a stack names its base by identity alone. Holds nothing
+    that varies, so sending twice says it once.
+    """
+
+    base: BaseConfig
+    name: str | None = None
+    """What the sender calls it."""
+    source: str | None = None
+    """Where it came from; None where that was a folder of the sender's."""
+    manifest: Descriptor
+    """The sender's manifest of it, which may have come along."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from lamina.core.digest import digest_bytes
-from lamina.core.errors import StoreError, UnknownNameError, UsageError
+from lamina.core.errors import BaseError, StoreError, UnknownNameError, UsageError
 from lamina.core.manifests import (
     IDENTITY,
     JSON_TYPE,
@@ -60,11 +60,13 @@ def pull(
     reporter: Reporter,
     *,
     quantise: str | None = None,
+    expected: str | None = None,
 ) -> Pulled:
     """Fetch, convert, store; content that the store has already is not stored again.
 
     With `quantise` (nf4, int8) the linears are packed, and only that base is stored; `source` may
-    then be the name of a base in the store. Raises BaseError, UsageError, StoreError,
+    then be the name of a base in the store. With `expected` nothing is stored unless the base has
+    that identity. Raises BaseError, UsageError, StoreError,
     MissingPartError.
     """
     from lamina.bases.convert import pull as convert
@@ -89,6 +91,11 @@ def pull(
         pulled = _stored(store, known)
     if kind is not None:
         pulled = _quantised(pulled, kind, work, progress)
+    if expected not in (None, pulled.config.identity):
+        raise BaseError(
+            f"{source} is base {pulled.config.identity}, expected {expected}",
+            hint="it has changed there since; ask for the very revision, or for the base itself",
+        )
     for note in pulled.notes:
         reporter.say(note)
     descriptor, new = _put(store, pulled)

@@ -90,15 +90,17 @@ def sit(
     *,
     fresh: bool = False,
 ) -> list[ExamResult]:
-    """Results of one stack; what is on record is not asked again unless `fresh`."""
-    recorded: dict[tuple[str, str, int], ScoresEvidence] = {
-        (item.exam_digest, item.scorer, item.max_new_tokens): item
-        for item in store.evidence(stack.digest, SCORES_TYPE, ScoresEvidence)
-        if item.engine == ENGINE
-    }
+    """Results of one stack; what is on record is not asked again unless `fresh`.
+
+    Results that came from elsewhere count only where the questions are withheld.
+    """
+    own, all_ = (_recorded(store, stack.digest, own=own) for own in (True, False))
 
     def cached(exam: Exam) -> tuple[ItemScore, ...] | None:
-        found = None if fresh and exam.items is not None else recorded.get(_key(exam))
+        if exam.items is None:
+            found = all_.get(_key(exam))
+        else:
+            found = None if fresh else own.get(_key(exam))
         if found is None:
             return None
         return tuple(ItemScore(value=v, weight=w, answer=a) for v, w, a in found.items)
@@ -136,6 +138,14 @@ def sit(
         record=record,
         progress=progress,
     )
+
+
+def _recorded(store: Store, stack: str, *, own: bool) -> dict[tuple[str, str, int], ScoresEvidence]:
+    return {
+        (item.exam_digest, item.scorer, item.max_new_tokens): item
+        for item in store.evidence(stack, SCORES_TYPE, ScoresEvidence, own=own)
+        if item.engine == ENGINE
+    }
 
 
 def _key(exam: Exam) -> tuple[str, str, int]:

@@ -31,15 +31,23 @@ class BlobWriter:
     """Bytes on their way to becoming a blob. Made by `BlobStore.writer`."""
 
     def __init__(
-        self, store: "BlobStore", handle: IO[bytes], temp: Path, limit: int | None
+        self,
+        store: "BlobStore",
+        handle: IO[bytes],
+        temp: Path,
+        limit: int | None,
+        *,
+        keep_open: bool = False,
     ) -> None:
         self._store = store
+        self._keep_open = keep_open
         self._handle = handle
         self._temp = temp
         self._limit = limit
         self._hash = hashlib.sha256()
         self.size = 0
         """Bytes written so far."""
+        self.committed = False
 
     @property
     def digest(self) -> str:
@@ -53,6 +61,11 @@ class BlobWriter:
             raise CorruptBlobError(f"more than the expected {self._limit} bytes arrived")
         with clear_os_errors(f"writing a blob in {self._temp.parent}"):
             self._handle.write(data)
+        self._hash.update(data)
+
+    def take_in(self, data: bytes) -> None:
+        """Count bytes as written that the file holds already, from its beginning on."""
+        self.size += len(data)
         self._hash.update(data)
 
     def commit(self, expected: str | None = None) -> str:
@@ -69,8 +82,10 @@ class BlobWriter:
         with clear_os_errors(f"writing a blob in {self._temp.parent}"):
             self._handle.flush()
             os.fsync(self._handle.fileno())
-            self._handle.close()
+            if not self._keep_open:
+                self._handle.close()
         self._store._install(self._temp, digest)
+        self.committed = True
         return digest
 
 

@@ -66,11 +66,16 @@ class ObjectStore(RefStore):
         """Record something about an object that is in the store. Raises MissingBlobError."""
         return self.put_object(artifact_type, config, subject=subject)
 
-    def evidence(self, digest: str, artifact_type: str, kind: type[ValueT]) -> tuple[ValueT, ...]:
-        """Everything recorded about an object, of one type, oldest first."""
+    def evidence(
+        self, digest: str, artifact_type: str, kind: type[ValueT], *, own: bool = False
+    ) -> tuple[ValueT, ...]:
+        """Everything recorded about an object, of one type, oldest first.
+
+        `own`: without what came from elsewhere.
+        """
         return tuple(
             self.config(self.manifest(entry.digest), kind)
-            for entry in self.referrers(digest, artifact_type)
+            for entry in self.referrers(digest, artifact_type, own=own)
         )
 
     def put_layer(self, config: LayerConfig, blobs: Sequence[Descriptor]) -> Descriptor:

@@ -24,6 +24,9 @@ from lamina.store.strict import parse_strictly
 
 SUBJECT = "dev.lamina.subject"
 """On an index entry: digest of the manifest that this piece of evidence speaks of."""
+FROM = "dev.lamina.from"
+"""On an index entry of evidence: where it was pulled from. What others measured is shown, but it is
+not taken for a measurement of one's own."""
 BASE_PREFIX = "base/"
 """Before a base's name in REF_NAME; no stack's name can have it."""
 LOCK_FILE = "lamina.lock"
@@ -106,12 +109,19 @@ class RefStore(ManifestStore):
 
         `annotations` are added to those that the entry has. Raises MissingBlobError.
         """
+        return self.add_roots({target: annotations or {}})[0]
+
+    def add_roots(self, targets: Mapping[Descriptor, Mapping[str, str]]) -> tuple[Descriptor, ...]:
+        """The same for several, each with its annotations, in one step."""
         with self._editing() as draft:
-            old = draft.root(target.digest)
-            entry = self._entry(target, {**(_notes(old) if old else {}), **(annotations or {})})
-            if entry != old:
-                draft.put(entry)
-        return bare(entry)
+            entries = []
+            for target, annotations in targets.items():
+                old = draft.root(target.digest)
+                entry = self._entry(target, {**(_notes(old) if old else {}), **annotations})
+                if entry != old:
+                    draft.put(entry)
+                entries.append(bare(entry))
+        return tuple(entries)
 
     def remove_root(self, digest: str) -> bool:
         """Stop keeping an unnamed manifest (or evidence) for its own sake; False if none was."""
@@ -161,13 +171,19 @@ class RefStore(ManifestStore):
             raise self._unknown(ref)
         return self.describe(found.get(ref.full) or found[BASE_PREFIX + ref.full])
 
-    def referrers(self, digest: str, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
-        """Evidence whose subject is this manifest, oldest first, bare; optionally of one type."""
+    def referrers(
+        self, digest: str, artifact_type: str | None = None, *, own: bool = False
+    ) -> tuple[Descriptor, ...]:
+        """Evidence whose subject is this manifest, oldest first, bare; optionally of one type.
+
+        `own`: without what came from elsewhere.
+        """
         return tuple(
             bare(entry)
             for entry in self.entries()
             if _notes(entry).get(SUBJECT) == digest
             and (artifact_type is None or self._kind(entry) == artifact_type)
+            and not (own and FROM in _notes(entry))
         )
 
     def _index(self) -> ImageIndex:

@@ -1,0 +1,73 @@
+"""`lamina pull`: bring a stack from a registry."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lamina.cli import environment, options
+from lamina.cli.display import Terminal
+from lamina.cli.output import print_json, print_text, size
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("pull", no_args_is_help=True)(pull)
+
+
+def pull(
+    place: options.Place,
+    name: Annotated[
+        str | None,
+        typer.Option("--as", metavar="NAME", help="Name for it (default: the place's last word)."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what is there, and stop.")
+    ] = False,
+    accept_regression: options.AcceptRegression = None,
+    author: options.Author = None,
+    plain_http: options.PlainHttp = False,
+    ca_file: options.CaFile = None,
+    no_tls_verify: options.NoTlsVerify = False,
+    json: options.Json = False,
+) -> None:
+    """Bring a stack here: shown first, checked on arrival, named through the gate.
+
+    \b
+    lamina pull oci://ghcr.io/me/support:v1 --dry-run
+    lamina pull oci://ghcr.io/me/support:v1 --as support
+    lamina pull oci://ghcr.io/me/support@sha256:…      # a stack or a single layer by digest
+
+    Author, lineage, licences and claimed results are shown before anything large moves. The base is
+    taken from the store, from the same place, or from where it came from; its bytes have to be the
+    base that the stack names. Interrupted, it goes on where it stopped.
+    """
+    from lamina.flows.publish import Landing
+    from lamina.flows.publish import pull as run
+
+    def confirm(text: str) -> bool:
+        sys.stderr.write(text + "\n")
+        if yes or not sys.stdin.isatty():
+            return True
+        return typer.confirm("pull it?", default=True, err=True)
+
+    access = environment.access(
+        plain_http=plain_http, ca_file=Path(ca_file) if ca_file else None, verify=not no_tls_verify
+    )
+    landing = Landing(
+        name=name,
+        dry_run=dry_run,
+        override=accept_regression,
+        author=author or environment.author(),
+    )
+    pulled = run(environment.open_store(), place, access, Terminal(), landing, confirm=confirm)
+    text = pulled.pop("text", "")
+    if json:
+        print_json(pulled)
+    elif dry_run:
+        print_text(text)
+    else:
+        digest = pulled["stack"] or pulled["base"]
+        print_text(f"{pulled['name']} is @{digest[7:19]}; received {size(pulled['received'])}")

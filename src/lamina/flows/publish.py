@@ -1,0 +1,295 @@
+"""`lamina push` and `lamina pull`: stacks to and from other places.
+
+Pull: what is there is shown first; then the base, payloads, manifests and evidence come, in that
+order; a name that exists already moves through the gate.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lamina.core.digest import short
+from lamina.core.errors import CheckError, UsageError
+from lamina.core.manifests import BASE_TYPE, SOURCE, Descriptor, StackConfig
+from lamina.core.names import MAX_NAME, Name, parse_reference
+from lamina.core.report import Reporter
+from lamina.flows import foreign_bases
+from lamina.flows.naming import name_stack, new_name
+from lamina.flows.preview import preview, render
+from lamina.share import mounts
+from lamina.share.incoming import Incoming, admit, look
+from lamina.share.parcel import Parcel, parcel_of, public_source
+from lamina.share.reference import HubRef, RegistryRef, parse_place
+from lamina.share.referrers import Repository
+from lamina.share.transfer import Moved, fetch, send
+from lamina.share.wire import Access
+from lamina.stack.resolve import of_descriptor, resolve
+from lamina.store.layout import Store
+
+Confirm = Callable[[str], bool]
+"""Shows what is there and asks whether to go on."""
+
+
+@dataclass(frozen=True)
+class Landing:
+    """How a pulled stack lands."""
+
+    name: str | None = None
+    """The name it gets; None: from the place."""
+    dry_run: bool = False
+    override: str | None = None
+    """Why the name moves though the gate says no."""
+    author: str | None = None
+
+
+def push(
+    store: Store,
+    text: str,
+    place: str,
+    access: Access,
+    reporter: Reporter,
+    *,
+    with_base: bool = False,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Send a stack (or a base) to a registry, and move the tag to it last.
+
+    Raises CheckError when the tag points at something that this store does not know, ShareError,
+    UsageError, StoreError.
+    """
+    ref = _registry(place)
+    if ref.tag is None:
+        raise UsageError(f"{place}: push to a tag, not to a digest", hint=f"{ref.place}:latest")
+    root = _object(store, text)
+    parcel = parcel_of(store, root.digest, with_base=with_base)
+    if parcel.base is None and not _base_can_be_had(store, parcel):
+        reporter.say(
+            "the base came from a folder: who pulls this needs it too, or push --with-base"
+        )
+    with Repository(ref, access) as repository:
+        there = repository.head_manifest(ref.tag)
+        if not force:
+            _check_move(store, ref, there, root.digest)
+        moved = send(
+            store,
+            parcel,
+            repository,
+            mounts=mounts.known_elsewhere(store.cache_dir, ref),
+            reporter=reporter,
+        )
+        if parcel.base is not None and parcel.base.digest != root.digest:
+            # a tag keeps it: registries sweep what none has
+            tag = f"base-{short(parcel.base.digest)}"
+            repository.put_manifest(parcel.read(store, parcel.base), tag)
+        before = repository.head_manifest(ref.tag)
+        if before != there and not force:
+            _check_move(store, ref, before, root.digest)
+        if before != root.digest:
+            repository.put_manifest(parcel.read(store, parcel.root), ref.tag)
+        repository.about.settle()
+        _check_moved(repository, ref, root.digest)
+        traffic = repository.wire.traffic
+    mounts.remember(store.cache_dir, ref, parcel.blobs)
+    return {
+        "pushed": str(ref),
+        "digest": root.digest,
+        "previous": there,
+        "sent": traffic.sent,
+        **_counts(moved, traffic.retried),
+    }
+
+
+def _object(store: Store, text: str) -> Descriptor:
+    """The base or stack that is meant; the stack of a layer is stored, if it wasn't."""
+    found = store.resolve(parse_reference(text))
+    if found.artifactType == BASE_TYPE:
+        return found
+    stack = resolve(store, text)
+    return store.put_stack(stack.config.base, stack.config.layers)
+
+
+def _base_can_be_had(store: Store, parcel: Parcel) -> bool:
+    if parcel.root.artifactType == BASE_TYPE:
+        return True
+    config = store.config(store.manifest(parcel.root.digest), StackConfig)
+    base = store.find_base(config.base)
+    return public_source((base.annotations or {}).get(SOURCE)) is not None
+
+
+def _check_move(store: Store, ref: RegistryRef, there: str | None, ours: str) -> None:
+    """Refuse to drop what somebody else has pushed since we looked."""
+    if there is None or there == ours or store.has(there):
+        return
+    raise CheckError(
+        f"{ref} points at @{short(there)}, which this store does not have",
+        hint=f"somebody else pushed it: look at it with `lamina pull {ref} --dry-run`, pull it, or "
+        "overwrite the tag with --force",
+    )
+
+
+def _check_moved(repository: Repository, ref: RegistryRef, ours: str) -> None:
+    """See that the tag points at what was pushed."""
+    now = repository.head_manifest(ref.target)
+    if now != ours:
+        raise CheckError(
+            f"all was pushed, but {ref} points at {'nothing' if now is None else '@' + short(now)}",
+            hint="somebody else moved it at the same time; it is there by its digest: "
+            f"{ref.at(ours)}",
+        )
+
+
+def pull(
+    store: Store,
+    place: str,
+    access: Access,
+    reporter: Reporter,
+    landing: Landing,
+    *,
+    confirm: Confirm | None = None,
+) -> dict[str, Any]:
+    """Bring a stack, layer or base here and name it.
+
+    `confirm` is asked with the preview's text before payloads move; None: go on.
+    Raises GateError when the gate says no, CheckError when `confirm` does, CorruptBlobError,
+    BaseError, ShareError, UsageError, StoreError.
+    """
+    ref = _registry(place)
+    name = None if landing.dry_run else _name(store, ref, landing.name)
+    with Repository(ref, access) as repository:
+        incoming = look(store, repository, repository.resolve())
+        shown = preview(store, incoming, str(ref))
+        if landing.dry_run:
+            return {"pulled": None, "preview": shown, "text": render(shown)}
+        if confirm is not None and not confirm(render(shown)):
+            raise CheckError("nothing was pulled")
+        assert name is not None  # not a dry run
+        pulling = _Pulling(store, repository, incoming, reporter)
+        if incoming.kind == BASE_TYPE:
+            found = pulling.base(name)
+        else:
+            found = pulling.stack(name, str(ref), landing)
+        traffic = repository.wire.traffic
+    mounts.remember(store.cache_dir, ref, incoming.payload)
+    return {
+        "pulled": str(ref),
+        "preview": shown,
+        **found,
+        "received": traffic.received,
+        **_counts(pulling.moved, traffic.retried),
+    }
+
+
+class _Pulling:
+    """One object on its way into the store."""
+
+    def __init__(
+        self, store: Store, repository: Repository, incoming: Incoming, reporter: Reporter
+    ) -> None:
+        self._store, self._repository = store, repository
+        self._incoming, self._reporter = incoming, reporter
+        self.moved = Moved()
+
+    def _bring(self, items: Sequence[Descriptor]) -> None:
+        fetch(
+            self._store,
+            self._repository,
+            items,
+            reporter=self._reporter,
+            moved=self.moved,
+            patience=self._repository.wire.patience,
+        )
+
+    def base(self, name: Name) -> dict[str, Any]:
+        """A bare base."""
+        identity = self._incoming.base
+        if not foreign_bases.at_hand(self._store, identity):
+            digest = self._incoming.root.digest
+            foreign_bases.from_place(
+                self._store, digest, identity, self._repository, self._bring, None
+            )
+        stored = self._store.find_base(identity)
+        self._store.tag_base(name.name, stored)
+        return {"name": name.name, "base": identity, "stack": None}
+
+    def stack(self, name: Name, label: str, landing: Landing) -> dict[str, Any]:
+        """A stack, or a layer as the stack that it is the top of."""
+        stated = self._incoming.stands_on()
+        base = foreign_bases.bring_base(
+            self._store,
+            self._incoming.base,
+            stated,
+            self._repository,
+            self._bring,
+            self._reporter,
+        )
+        stored = admit(
+            self._store,
+            self._repository,
+            self._incoming,
+            label=label,
+            fetch=lambda _store, _source, items: self._bring(items),
+        )
+        version = self._name(stored, name, landing)
+        self._store.remove_root(stored.digest)  # its name keeps it from here on
+        return {
+            "name": str(name.at_version(version)),
+            "stack": stored.digest,
+            "base": self._incoming.base,
+            "new_base": base,
+        }
+
+    def _name(self, stored: Descriptor, name: Name, landing: Landing) -> int:
+        """Name the stack; a name that exists moves through the gate."""
+        from lamina.flows.examine import Examination, current, examine_for_gate
+        from lamina.gate.verdict import verdict
+
+        stack = of_descriptor(self._store, stored, label=str(name))
+        if current(self._store, name.name) in (None, stack.digest):  # nothing to compare with
+            examination = Examination(
+                stack=stack.digest,
+                label=stack.label,
+                results=(),
+                comparisons=(),
+                verdict=verdict([]),
+                previous=current(self._store, name.name),
+            )
+        else:
+            examination = examine_for_gate(self._store, stack, None, name.name, self._reporter)
+        kept_as = f"@{short(stored.digest)}"
+        return name_stack(
+            self._store,
+            stack,
+            name,
+            examination,
+            override=landing.override,
+            author=landing.author,
+            kept_as=kept_as,
+            retry_with=f'lamina tag {kept_as} {name} --accept-regression "why"',
+        )
+
+
+def _name(store: Store, ref: RegistryRef, wanted: str | None) -> Name:
+    """The name that a pulled object gets: the given one, or the repository's last word."""
+    if wanted is not None:
+        return new_name(store, wanted)
+    plain = re.sub(r"[._-]+", lambda m: m[0][0], ref.repository.rpartition("/")[2])
+    name = Name(plain[:MAX_NAME].rstrip("._-"))
+    if name.name in store.bases():
+        raise UsageError(f"{name} is a base here", hint="give a name: --as NAME")
+    return name
+
+
+def _registry(place: str) -> RegistryRef:
+    found = parse_place(place)
+    if isinstance(found, HubRef):
+        raise UsageError(f"{place}: the Hub is not reached this way", hint="oci://host/repository")
+    return found
+
+
+def _counts(moved: Moved, retried: int) -> dict[str, int]:
+    return {
+        "blobs": moved.blobs,
+        "mounted": moved.mounted,
+        "retried": moved.retried + retried,
+    }
