@@ -10,6 +10,8 @@ system may take back at any time. `peak_bytes`: peak resident set, all of that i
 
 `bit_exact`: at a size that fits, a second layer over a first one is trained from the store and in
 memory; whether all factors are the same. `ratio`: the median of its steps, streamed / in memory.
+`--gpu` instead: a base of 7B parameters from its files to a GPU, and a layer trained on it there;
+`peak_bytes` is main memory, `gpu_bytes` the GPU's.
 Nothing here says how well such a model learns: its weights are noise.
 """
 
@@ -32,14 +34,16 @@ from benchmarks.common import ROOT, Log, emit, home, parser, say
 LARGE = {"hidden": 2048, "mlp": 5632, "layers": 28, "heads": 32, "keys": 4, "vocab": 32000}
 SMALL = {"hidden": 512, "mlp": 1536, "layers": 6, "heads": 8, "keys": 4, "vocab": 4096}
 MIDDLE = {"hidden": 1024, "mlp": 4096, "layers": 12, "heads": 16, "keys": 4, "vocab": 4096}
+SEVEN = {"hidden": 4096, "mlp": 11008, "layers": 32, "heads": 32, "keys": 32, "vocab": 32000}
 LIMITS = {"large": 1_250_000_000, "middle": 700_000_000}
 """Bytes, of which torch and transformers take about 460 million before there is a model."""
 SHARD = 500_000_000
 RANK = 4
 
 
-def checkpoint(folder: Path, shape: dict[str, int]) -> None:
-    """A model folder with weights of normal(0, 1 / sqrt(inputs)), in bfloat16, sharded."""
+def checkpoint(folder: Path, shape: dict[str, int], device: str = "cpu") -> None:
+    """A model folder with weights of normal(0, 1 / sqrt(inputs)), in bfloat16, sharded; drawn on
+    `device`."""
     import torch
     from tests.pico import CHATML, write_tokenizer
 
@@ -81,9 +85,9 @@ def checkpoint(folder: Path, shape: dict[str, int]) -> None:
         if len(size) == 1:
             return torch.ones(size, dtype=torch.bfloat16)
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
-        generator = torch.Generator().manual_seed(seed)
-        made = torch.empty(size, dtype=torch.bfloat16)
-        return made.normal_(0, size[1] ** -0.5, generator=generator)
+        generator = torch.Generator(device).manual_seed(seed)
+        made = torch.empty(size, dtype=torch.bfloat16, device=device)
+        return made.normal_(0, size[1] ** -0.5, generator=generator).cpu()
 
     sizes = {name: 2 * torch.Size(size).numel() for name, size in shapes.items()}
     write_shards(sizes, drawn, folder, limit=SHARD)
@@ -94,6 +98,7 @@ def train(given: Any) -> dict[str, Any]:
     if given.limit:
         resource.setrlimit(resource.RLIMIT_DATA, (given.limit, given.limit))
     import numpy as np
+    import torch
 
     from benchmarks.squash import memory
     from lamina.bases import families
@@ -111,7 +116,7 @@ def train(given: Any) -> dict[str, Any]:
     store = Store.open(given.home)
     stream = {"auto": None, "yes": True, "no": False}[given.stream]
     began = time.perf_counter()
-    compiled = compile_stack(store, resolve(store, given.on), stream=stream)
+    compiled = compile_stack(store, resolve(store, given.on), stream=stream, device=given.device)
     loading = time.perf_counter() - began
     linears = compiled.linears.values()
     cost = reading_cost(linears)
@@ -158,6 +163,7 @@ def train(given: Any) -> dict[str, Any]:
         "bytes_a_step": 2 * cost.bytes if cost else 0,
         "read_rate": round(cost.rate) if cost else None,
         "kernels": outcome.kernels,
+        "gpu_bytes": torch.cuda.max_memory_allocated() if given.device == "cuda" else None,
         "factors": digest.hexdigest(),
     }
 
@@ -198,7 +204,9 @@ def cached_bytes(files: list[Path]) -> int:
     return total
 
 
-def prepared(root: Path, name: str, shape: dict[str, int], *, layered: bool = False) -> list[Path]:
+def prepared(
+    root: Path, name: str, shape: dict[str, int], *, layered: bool = False, device: str = "cpu"
+) -> list[Path]:
     """A base of this shape in the store at `root`, and a layer over it; its weight files."""
     from benchmarks.depth import add_layer
     from lamina.core.names import Name
@@ -210,7 +218,7 @@ def prepared(root: Path, name: str, shape: dict[str, int], *, layered: bool = Fa
     store = Store.open(root)
     if name not in store.bases():
         source = root.parent / f"{name}-source"
-        checkpoint(source, shape)
+        checkpoint(source, shape, device)
         pull(store, str(source), name, Log())
         shutil.rmtree(source)
     if layered:
@@ -227,6 +235,8 @@ def main() -> None:
     arguments.add_argument("--limit", type=int, default=0, help="bytes of RLIMIT_DATA")
     arguments.add_argument("--steps", type=int, default=3)
     arguments.add_argument("--tokens", type=int, default=96, help="in a step")
+    arguments.add_argument("--gpu", action="store_true", help="7B parameters on a GPU")
+    arguments.add_argument("--device", default="cpu")
     arguments.add_argument("--train", action="store_true", help="train in this process")
     arguments.add_argument("--on")
     arguments.add_argument("--stream", choices=("auto", "yes", "no"), default="auto")
@@ -237,7 +247,26 @@ def main() -> None:
     with home(given.home) as directory:
         root = Path(directory).resolve() / "large"
         root.parent.mkdir(parents=True, exist_ok=True)
-        emit("large", measure(root, given), keep=given.keep)
+        if given.gpu:
+            emit("large_gpu", measure_gpu(root, given), keep=given.keep)
+        else:
+            emit("large", measure(root, given), keep=given.keep)
+
+
+def measure_gpu(root: Path, given: Any) -> dict[str, Any]:
+    """The row of `--gpu`."""
+    import torch
+
+    began = time.perf_counter()
+    name, shape = ("small", SMALL) if given.quick else ("seven", SEVEN)
+    prepared(root, name, shape, device="cuda")
+    say(f"pulled after {time.perf_counter() - began:.0f} s")
+    found = child(root, name, device="cuda", steps=given.steps, tokens=given.tokens)
+    if "ended" in found:
+        raise SystemExit(f"training on the GPU: {found['ended']}")
+    found.pop("factors")
+    rate = round(found["tokens_a_step"] / found["step_seconds"], 1)
+    return {"device": torch.cuda.get_device_name(), **found, "tokens_per_second": rate}
 
 
 def measure(root: Path, given: Any) -> dict[str, Any]:

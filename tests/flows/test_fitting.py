@@ -35,7 +35,7 @@ def said_of(store, what):
     spec = run.spec
     beneath = resolve(store, what.on)
     rows = job.rows_of(store, run, spec, job.base_format(store, beneath), beneath)
-    return run, fitting.fit(store, run, spec, beneath, rows, said), said
+    return run, fitting.fit(store, run, spec, beneath, rows, said).spec, said
 
 
 def factors_of(store, done):

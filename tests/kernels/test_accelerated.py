@@ -48,21 +48,86 @@ def test_attention(lengths, shape):
 
 
 @gpu
-def test_everything_else():
-    x, w, gy, gx = there(randn(7, 64), randn(64, seed=1), randn(7, 64, seed=2), randn(7, 64))
+def test_attention_twice_is_the_same_to_the_bit():
+    heads, where = heads_of((4, 2, 64)), places((700, 300), 64)
+    moved = type(where)(where.starts_S, where.cos_NR.to(CUDA), where.sin_NR.to(CUDA))
+    ours, ours_g = there(randn(1000, width(heads)), randn(1000, 256, seed=1))
+    out, kept = accelerated.attention(ours, moved, heads)
+    found = [
+        accelerated.attention_backward(ours, out, kept, ours_g, moved, heads) for _ in range(5)
+    ]
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def wide(tensors):
+    return [t.double().cpu() for t in tensors]
+
+
+@gpu
+@pytest.mark.parametrize("channels", [64, 576, 5000])
+def test_norms(channels):
+    shapes = (7, channels), (channels,), (7, channels), (7, channels)
+    x, w, gy, gx = there(*(randn(*shape, seed=seed) for seed, shape in enumerate(shapes)))
+    exact = wide((x, w, gy, gx))
     y, rstd = accelerated.norm(x, w, EPS)
-    close(y, reference.norm(x.double().cpu(), w.double().cpu(), EPS)[0])
-    wide = gx.double().cpu()
-    reference.norm_backward(*(t.double().cpu() for t in (x, w, rstd, gy)), wide)
+    expected, sums = reference.norm(exact[0], exact[1], EPS)
+    close(y, expected)
+    torch.testing.assert_close(rstd.double().cpu(), sums, rtol=1e-5, atol=1e-6)
+    out = torch.full_like(x, torch.nan)
+    assert accelerated.norm(x, w, EPS, out)[0] is out
+    assert torch.equal(out, y)
+    reference.norm_backward(exact[0], exact[1], rstd.double().cpu(), exact[2], exact[3])
     accelerated.norm_backward(x, w, rstd, gy, gx)
-    close(gx, wide)
-    z, index, share = logits(5, 333, 3)
+    close(gx, exact[3])
+
+
+@gpu
+@pytest.mark.parametrize("shape", [(4, 2, 32), (9, 3, 64), (32, 8, 128), (3, 1, 80)])
+def test_heads(shape):
+    heads, where = heads_of(shape), places((4, 5), shape[2])
+    moved = type(where)(where.starts_S, where.cos_NR.to(CUDA), where.sin_NR.to(CUDA))
+    qkv, g = there(randn(9, width(heads)), randn(9, width(heads), seed=1))
+    weights = tuple(there(randn(heads.size, seed=2), randn(heads.size, seed=3)))
+    exact_qkv, exact_g, *exact_weights = wide((qkv, g, *weights))
+    kept = accelerated.head_norm(qkv, weights, EPS, heads)
+    exact_kept = reference.head_norm(exact_qkv, tuple(exact_weights), EPS, heads)
+    close(qkv, exact_qkv)
+    close(kept[0], exact_kept[0])
+    accelerated.head_norm_backward(kept, weights, g, heads)
+    reference.head_norm_backward(exact_kept, tuple(exact_weights), exact_g, heads)
+    close(g, exact_g)
+    for back in (False, True):
+        (turned,) = there(randn(9, width(heads), seed=4))
+        (expected,) = wide([turned])
+        accelerated.rotate(turned, moved, heads, back=back)
+        reference.rotate(expected, where, heads, back=back)
+        close(turned, expected)
+
+
+@gpu
+@pytest.mark.parametrize("inner", [64, 1000, 1536])
+def test_swiglu(inner):
+    gu, gh = there(randn(5, 2 * inner), randn(5, inner, seed=1))
+    exact_gu, exact_gh = wide((gu, gh))
+    close(accelerated.swiglu(gu), reference.swiglu(exact_gu))
+    close(accelerated.swiglu_backward(gu, gh), reference.swiglu_backward(exact_gu, exact_gh))
+    close(gu, exact_gu)
+
+
+@gpu
+@pytest.mark.parametrize(("vocabulary", "k"), [(333, 3), (37, 1), (9000, 16), (49152, 1)])
+def test_cross_entropy(vocabulary, k):
+    z, index, share = logits(5, vocabulary, k)
     (ours,) = there(z)
-    wide = ours.double().cpu()
-    expected = reference.cross_entropy(wide, index, share, gradient=True)
+    (exact,) = wide([ours])
+    expected = reference.cross_entropy(exact, index, share, gradient=True)
+    before = ours.clone()
+    found = accelerated.cross_entropy(ours, index.to(CUDA), share.to(CUDA), gradient=False)
+    close(found, expected)
+    assert torch.equal(ours, before)
     found = accelerated.cross_entropy(ours, index.to(CUDA), share.to(CUDA), gradient=True)
     close(found, expected)
-    close(ours, wide)
+    close(ours, exact)
 
 
 @gpu

@@ -286,7 +286,12 @@ def test_what_has_no_native_kernels_says_why():
     assert "cuda" in chosen(torch.float32, torch.device("cuda"), (64,), 64)[1]
 
 
-def test_a_gpu_has_kernels_of_its_own():
+def test_a_gpu_has_kernels_of_its_own(monkeypatch):
+    monkeypatch.setattr(accelerated, "find_spec", lambda name: None)
+    ops, why = chosen(torch.bfloat16, torch.device("cuda"), (64,), 64)
+    assert ops is reference
+    assert "triton" in why
+    monkeypatch.setattr(accelerated, "find_spec", lambda name: name)
     assert chosen(torch.bfloat16, torch.device("cuda"), (64,), 64) == (accelerated, "")
 
 

@@ -14,7 +14,7 @@ from lamina.plan import memory
 from lamina.plan.memory import Pass, Setting, Work, first_fit, predict, settings
 from lamina.plan.remedies import ways_out
 from lamina.tokens.batch import collate
-from lamina.train import fused, objective, teach
+from lamina.train import fused, layer, objective, teach
 from lamina.train.fused import fuse
 from lamina.train.loop import fresh_factors
 from tests.train.tiny import PAD, model, recipe, row
@@ -78,7 +78,7 @@ def test_shapes(big):
 def test_what_a_layer_keeps_is_what_the_formula_says(family, targets, monkeypatch):
     """Byte for byte, beside what the fused decoder really holds."""
     held = []
-    forward = fused._forward
+    forward = layer.forward
 
     def watched(*given):
         y_NC, kept = forward(*given)
@@ -92,7 +92,7 @@ def test_what_a_layer_keeps_is_what_the_formula_says(family, targets, monkeypatc
     rows = [row(n, seed=n) for n in (17, 9, 30)]
     with attached(small, fresh_factors(linears, how), linears):
         decoder, _ = fuse(small)
-        monkeypatch.setattr(fused, "_forward", watched)
+        monkeypatch.setattr(layer, "forward", watched)
         decoder.predicting(collate(rows, PAD))
     assert len(held) == 2
     tokens = -(-sum(map(len, rows)) // fused.FILLED) * fused.FILLED

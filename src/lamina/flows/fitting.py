@@ -6,8 +6,8 @@ twice; where that is not enough, training is refused, with what would fit.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from lamina.bases import families
 from lamina.bases.load import empty_model, too_large
@@ -39,7 +39,7 @@ from lamina.stack.resolve import ResolvedStack
 from lamina.store.layout import Store
 from lamina.tokens.mask import Encoded, EncodedSet
 from lamina.tokens.pack import plan_batches
-from lamina.train import checkpoint
+from lamina.train import checkpoint, prefix
 from lamina.train.fused import why_not
 from lamina.train.passes import split_rows
 
@@ -66,6 +66,14 @@ class Rows:
     """Old rows of the layers beneath."""
 
 
+class Fitted(NamedTuple):
+    """A run as it fits."""
+
+    spec: runs.RunSpec
+    prefix_memory: int = prefix.MEMORY
+    """Bytes that activations below the first trained layer may take."""
+
+
 def fit(
     store: Store,
     run: runs.Run,
@@ -73,31 +81,33 @@ def fit(
     beneath: ResolvedStack,
     rows: Rows,
     reporter: Reporter,
-) -> runs.RunSpec:
+) -> Fitted:
     """Say what the run takes; the run as it fits, recorded in its folder.
 
     A run that has begun keeps its passes, as they decide its digest; computing layers twice does
-    not. Raises UsageError where nothing fits, naming what would.
+    not, nor does remembering in memory, for which there is what is left. Raises UsageError where
+    nothing fits, naming what would.
     """
     if device_at_hand() != "cpu":
         if spec.memory is not None:
             raise UsageError("--memory is about the processor's memory, and a GPU trains here")
-        return spec
+        return Fitted(spec)
     recipe = spec.recipe
     directory = base_directory(store, beneath.base)
     elsewhere = spec.stream or too_large(directory, DTYPES[recipe.dtype])
     if elsewhere or beneath.base_config.quantised is not None:
         if spec.memory is not None:
             raise UsageError("--memory does not know packed or streamed bases yet")
-        return spec
+        return Fitted(spec)
     model = empty_model(directory)
     shapes = shapes_of(model, recipe, warm=spec.start is not None)
     resident, free = machine.resident(), machine.free()
     limit = min((n for n in (spec.memory, free and free + resident) if n is not None), default=None)
     begun = (run.directory / checkpoint.FILE).exists()
 
-    def predicted(way: Setting) -> Prediction:
-        return predict(shapes, _work(spec, beneath, rows, way), resident)
+    def predicted(way: Setting, remembered: int = 0) -> Prediction:
+        work = replace(_work(spec, beneath, rows, way), remembered=remembered)
+        return predict(shapes, work, resident)
 
     given = Setting(recipe.pass_tokens, recipe.checkpointing)
     longest = max(map(len, _learned(rows, recipe)))
@@ -110,7 +120,8 @@ def fit(
         leanest = Setting(min(LEAST_PASS, recipe.batch_tokens), checkpointing=True)
         work = _work(spec, beneath, rows, leanest)
         raise _refusal(spec, shapes, work, resident, enough, needed)
-    found = predicted(way)
+    remembered = min(_remembered(shapes, recipe, rows), enough - needed)
+    found = predicted(way, remembered)
     reporter.event(
         {
             "event": "memory",
@@ -125,9 +136,9 @@ def fit(
     )
     reporter.say(_said(found.bytes, free, spec.memory, way, given))
     if way == given:
-        return spec
+        return Fitted(spec, remembered)
     changes = {"pass_tokens": way.pass_tokens, "checkpointing": way.checkpointing}
-    return run.resolve(recipe.model_copy(update=changes))
+    return Fitted(run.resolve(recipe.model_copy(update=changes)), remembered)
 
 
 def _said(needed: int, free: int | None, given: int | None, way: Setting, asked: Setting) -> str:
@@ -220,6 +231,14 @@ def _work(spec: runs.RunSpec, beneath: ResolvedStack, rows: Rows, way: Setting) 
         exam=_exam(spec, rows, recipe),
         answers=_answers(spec, beneath, rows),
     )
+
+
+def _remembered(shapes: Shapes, recipe: Recipe, rows: Rows) -> int:
+    """Bytes of activations below the first trained layer, up to what is kept in memory."""
+    if shapes.trained_layers == shapes.layers:
+        return 0
+    tokens = sum(map(len, [*_learned(rows, recipe), *rows.held]))
+    return min(prefix.MEMORY, tokens * shapes.hidden * DTYPES[recipe.dtype].itemsize)
 
 
 def _learned(rows: Rows, recipe: Recipe) -> list[Encoded]:

@@ -6,6 +6,7 @@ Apart from `learn`, because this is what needs torch: what is already there is f
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from lamina.bases import families
 from lamina.bases.streamed import reading_cost
@@ -50,7 +51,7 @@ def train_and_land(
     try:
         rows = rows_of(store, run, spec, base_format(store, beneath), beneath)
         encoded = time.perf_counter()
-        spec = fitting.fit(store, run, spec, beneath, rows, reporter)
+        spec, prefix_memory = fitting.fit(store, run, spec, beneath, rows, reporter)
         reporter.say(f"folding {len(beneath.layers)} layers into a copy of the base")
         compiled = compile_stack(
             store,
@@ -72,7 +73,7 @@ def train_and_land(
         load_seconds=round(time.perf_counter() - encoded, 2),
         encode_seconds=round(encoded - began, 2),
     )
-    outcome = train(job, events, should_stop)
+    outcome = train(replace(job, prefix_memory=prefix_memory), events, should_stop)
     landed = land(store, run, spec, compiled, outcome, counts, reporter, should_stop)
     del compiled, job, outcome
     heap.give_back()  # the exam loads the stack anew

@@ -18,9 +18,10 @@ def chosen(
 
     `channels`, `head_size`: what the attention and the norms are to be called with, if they are.
     """
-    if device.type == "cuda" and dtype in accelerated.DTYPES:
-        return accelerated, ""
     why = ""
+    if device.type == "cuda" and dtype in accelerated.DTYPES:
+        missing = accelerated.why_not()
+        return (reference, missing) if missing else (accelerated, "")
     if device.type != "cpu":
         why = f"on {device.type}"
     elif dtype != torch.bfloat16:

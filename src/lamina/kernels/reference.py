@@ -182,4 +182,4 @@ def _scores(q_HTD: Tensor, k_HTD: Tensor, scale: float) -> Tensor:
 
 def _sequences(places: Places) -> list[tuple[int, int]]:
     starts = places.starts_S.tolist()
-    return list(pairwise(starts))
+    return [(begin, end) for begin, end in pairwise(starts) if begin < end]

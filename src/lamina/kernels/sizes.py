@@ -26,16 +26,19 @@ class Places:
     """Where each of N tokens of packed sequences stands."""
 
     starts_S: Tensor
-    """int64: the first token of each sequence, and at the end N."""
+    """int64: the first token of each sequence, and at the end N. (int32 and already on the GPU in a
+    captured pass.)"""
     cos_NR: Tensor
     """float32, R = D / 2: cosines of the rotary embedding."""
     sin_NR: Tensor
     """float32."""
+    bound: int | None = None
+    """No sequence has more tokens, where that is known beforehand."""
 
     @cached_property
     def longest(self) -> int:
-        """Tokens of the longest sequence."""
-        return int(self.starts_S.diff().max())
+        """At least the tokens of the longest sequence."""
+        return self.bound or int(self.starts_S.diff().max())
 
     @cached_property
     def starts_there(self) -> Tensor:

@@ -4,7 +4,8 @@ y = x W^T + c with the members' W stacked by rows; u = x A^T with their A stacke
 member's columns of y get u_m (s B_m)^T. Members without an update take part with their weight only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -67,6 +68,11 @@ class Group:
         """Whether any member's update is trained."""
         factors = [f for update in self.updates if update is not None for f in (update.a, update.b)]
         return any(factor.requires_grad for factor in factors)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The weights stay as they are for the block, where they are not there anyway."""
+        yield
 
     def load(self) -> None:
         """Take the factors as they stand, rounded to the weight's dtype; once where none learns."""

@@ -4,7 +4,8 @@ A supplier makes the members' weights, side by side, when a product is about to 
 layers of the stack stand beside as factors.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,16 @@ class SuppliedGroup(Group):
         self._like = like.new_empty(0)
         super().__init__(members)
         self._supplier, self._term = supplier, term
+        self._held: Tensor | None = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """One copy of the weights for all products of the block."""
+        self._held = self._supplier().clone()
+        try:
+            yield
+        finally:
+            self._held = None
 
     def _joined(self, bases: Sequence[nn.Linear]) -> Tensor:
         return self._like
@@ -55,7 +66,7 @@ class SuppliedGroup(Group):
         self, x_NI: Tensor, residual_NO: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """As `Group.forward`, with the frozen layers' update."""
-        self.weight_OI = self._supplier()
+        self.weight_OI = self._supplier() if self._held is None else self._held
         y_NO, u_NR = super().forward(x_NI, residual_NO)
         self.weight_OI = self._like
         if self._term is not None:

@@ -125,6 +125,8 @@ class Work:
     """Whether the base is stored in float32 and folded so before it is rounded."""
     exam: Pass = Pass()
     """What is scored at once in an exam."""
+    remembered: int = 0
+    """Bytes of activations below the first trained layer that are kept in memory."""
     answers: int = 0
     """Rows x tokens of answers that are generated at once, their prompts included."""
 
@@ -157,6 +159,7 @@ def predict(shapes: Shapes, work: Work, resident: int) -> Prediction:
         "weights": weights,
         "factors and optimiser": training,
         "protected directions": protected,
+        "rows below the first trained layer": work.remembered,
         "kept for the way back": kept,
         "inside a layer or at the head": max(passing, scored),
     }
@@ -166,7 +169,7 @@ def predict(shapes: Shapes, work: Work, resident: int) -> Prediction:
         "folding": _folding(shapes, work, fixed, work.beneath),
         "looking at old rows": standing + 12 * factors + 4 * shapes.still + _before(shapes, work),
         "training": round(sum(parts.values()) + SLACK * (kept + passing)),
-        "evaluation": standing + training + protected + looked,
+        "evaluation": standing + training + protected + work.remembered + looked,
         "exam": _exam(shapes, work, fixed),
     }
     return Prediction(phases, parts)

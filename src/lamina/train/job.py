@@ -12,6 +12,7 @@ from lamina.core.recipe import Recipe
 from lamina.core.seeds import derive
 from lamina.lowrank.maths import Factors, LayerFactors, init_factors
 from lamina.tokens.mask import Encoded
+from lamina.train import prefix
 from lamina.train.checkpoint import Progress
 from lamina.train.objective import SoftTargets
 from lamina.train.rehearse import Pool
@@ -37,6 +38,9 @@ class Job:
     """What the rows teach, one for each; None: their labels."""
     rehearsal: Sequence[Pool] = ()
     """Old rows, of which each epoch takes as many as make up each pool's share."""
+
+    prefix_memory: int = prefix.MEMORY
+    """Bytes of activations below the first trained layer that are kept in memory."""
 
     @property
     def old_rows(self) -> list[Encoded]:

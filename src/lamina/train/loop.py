@@ -20,9 +20,9 @@ from lamina.tokens.batch import Batch, collate
 from lamina.tokens.pack import plan_batches
 from lamina.train import checkpoint
 from lamina.train.events import EventLog
-from lamina.train.fused import FusedDecoder, fuse
+from lamina.train.graphs import graphs_of
 from lamina.train.job import Job, Outcome, fresh_factors
-from lamina.train.objective import SoftTargets, token_losses, worst_of_rows
+from lamina.train.objective import Decoder, SoftTargets, token_losses, worst_of_rows
 from lamina.train.optimiser import Optimiser
 from lamina.train.passes import backward
 from lamina.train.plan import Plan
@@ -35,6 +35,7 @@ from lamina.train.schedule import (
     warmup_steps,
 )
 from lamina.train.teach import mixed, said_of_old_rows
+from lamina.train.way import prefixes_of, way_through
 
 CHECKPOINT_SECONDS = 30.0
 LEAST_JUDGES = 4
@@ -85,9 +86,9 @@ class _Run:
         self.sitting_started = time.perf_counter()
         self.job, self.recipe, self.attachment, self.events = job, job.recipe, attachment, events
         self.flat = attachment.flat
-        decoder, self.why = fuse(job.model, checkpointing=self.recipe.checkpointing)
-        self.model = decoder or job.model
-        self.kernels = decoder.kernels if decoder else "none"
+        self.prefixes = prefixes_of(job)
+        self.model, self.kernels, self.why = way_through(job, attachment, self.prefixes)
+        self.graphs = graphs_of(self.model)
         self.guard = self._guarded()
         self.best = self.flat.data.clone()
         self.start = self.best.clone() if self.recipe.drift else None
@@ -253,6 +254,7 @@ class _Run:
             self.job.pad_id,
             self.recipe.at_once,
             checkpointing=self.recipe.checkpointing,
+            graphs=self.graphs,
         )
         if self.plan.selects:
             self.plan.visited(chosen, worst_B)
@@ -384,6 +386,8 @@ class _Run:
         if progress.stopped == "time":
             changes["stop_after"] = progress.step
         recipe = self.recipe.model_copy(update=changes)
+        if self.prefixes is not None and self.prefixes.counts.computed:
+            self.events.emit("prefixes", **self.prefixes.counts._asdict())
         self.events.emit(
             "done", step=progress.step, best_step=self.progress.best_step, loss=progress.best_loss
         )
@@ -400,7 +404,7 @@ def _eval_batches(job: Job) -> list[Batch]:
 
 
 @torch.inference_mode()
-def mean_loss(model: nn.Module | FusedDecoder, batches: Sequence[Batch]) -> float:
+def mean_loss(model: nn.Module | Decoder, batches: Sequence[Batch]) -> float:
     """Nats per supervised token over all batches."""
     losses: list[Tensor] = [token_losses(model, batch).double() for batch in batches]
     return float(torch.cat(losses).mean())

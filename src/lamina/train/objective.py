@@ -5,7 +5,7 @@ them: no (tokens x vocabulary) tensor ever exists. The head is frozen, so it get
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,22 @@ from lamina.bases.families import Head, backbone, head
 from lamina.kernels import reference
 from lamina.kernels.choose import chosen
 from lamina.tokens.batch import Batch
-from lamina.train.fused import FusedDecoder
 
 CHUNK_BYTES = 32 << 20
 """Largest chunk of logits."""
+GPU_CHUNK_BYTES = 512 << 20
+"""The same on a GPU, which is busy only with thousands of rows."""
+
+
+class Decoder(Protocol):
+    """Another way through a model's decoder than its own modules'."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, with its head."""
+
+    def predicting(self, batch: Batch) -> Tensor:
+        """(N, C) the hidden states that predict the batch's targets."""
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -37,7 +49,8 @@ class _HeadLoss(torch.autograd.Function):
         ctx: Any, hidden_NH: Tensor, spec: Head, targets_NK: Tensor, weights_NK: Tensor
     ) -> Tensor:
         vocabulary = spec.weight.shape[0]
-        step = max(1, CHUNK_BYTES // (spec.weight.itemsize * vocabulary))
+        most = CHUNK_BYTES if hidden_NH.device.type == "cpu" else GPU_CHUNK_BYTES
+        step = max(1, most // (spec.weight.itemsize * vocabulary))
         losses_N = torch.empty(len(targets_NK), device=hidden_NH.device)
         grad_NH = torch.empty_like(hidden_NH) if ctx.needs_input_grad[0] else None
         for start in range(0, len(targets_NK), step):
@@ -88,26 +101,41 @@ class SoftTargets:
 
 
 def token_losses(
-    model: nn.Module | FusedDecoder, batch: Batch, soft: SoftTargets | None = None
+    model: nn.Module | Decoder, batch: Batch, soft: SoftTargets | None = None
 ) -> Tensor:
     """(N,) float32: the negative log-likelihood, in nats, of each supervised token of the batch.
 
     With `soft`, the cross-entropy to those targets instead of to the batch's own.
     Rows are padded on the right; with causal attention no padding is ever attended to.
     """
-    inner = model.model if isinstance(model, FusedDecoder) else model
+    inner = model if isinstance(model, nn.Module) else model.model
     device = next(inner.parameters()).device
-    targets_NK = batch.targets[:, None] if soft is None else soft.ids_NK
-    weights_NK = torch.ones(targets_NK.shape) if soft is None else soft.weights_NK
+    wanted = to_predict(batch, soft)
+    there = SoftTargets(wanted.ids_NK.to(device), wanted.weights_NK.to(device))
+    return head_losses(predicting(model, batch), head(inner), there)
+
+
+def to_predict(batch: Batch, soft: SoftTargets | None) -> SoftTargets:
+    """`soft`, or the batch's own labels in that form."""
+    if soft is not None:
+        return soft
+    return SoftTargets(batch.targets[:, None], torch.ones(len(batch.targets), 1))
+
+
+def head_losses(hidden_NH: Tensor, spec: Head, wanted: SoftTargets) -> Tensor:
+    """(N,) float32: the cross-entropy of what N hidden states predict to what is wanted.
+
+    All on one device. Mutates nothing.
+    """
     losses: Tensor = _HeadLoss.apply(  # type: ignore[no-untyped-call]
-        predicting(model, batch), head(inner), targets_NK.to(device), weights_NK.to(device)
+        hidden_NH, spec, wanted.ids_NK, wanted.weights_NK
     )
     return losses
 
 
-def predicting(model: nn.Module | FusedDecoder, batch: Batch) -> Tensor:
+def predicting(model: nn.Module | Decoder, batch: Batch) -> Tensor:
     """(N, H) the hidden states that predict the batch's targets."""
-    if isinstance(model, FusedDecoder):
+    if not isinstance(model, nn.Module):
         return model.predicting(batch)
     device = next(model.parameters()).device
     hidden_BTH = backbone(model)(input_ids=batch.ids.to(device), use_cache=False).last_hidden_state

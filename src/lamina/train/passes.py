@@ -15,7 +15,8 @@ from lamina.bases.families import backbone
 from lamina.tokens.batch import collate
 from lamina.tokens.mask import Encoded
 from lamina.train.fused import FusedDecoder
-from lamina.train.objective import SoftTargets, token_losses, worst_of_rows
+from lamina.train.graphs import Graphs
+from lamina.train.objective import Decoder, SoftTargets, token_losses, worst_of_rows
 from lamina.train.teach import mixed
 
 
@@ -33,31 +34,37 @@ def split_rows(lengths: Sequence[int], at_once: int) -> list[slice]:
 
 
 def backward(
-    model: nn.Module | FusedDecoder,
+    model: nn.Module | Decoder,
     rows: Sequence[Encoded],
     said: Sequence[SoftTargets | None],
     pad_id: int,
     at_once: int,
     *,
     checkpointing: bool = False,
+    graphs: Graphs | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The mean loss of the rows' supervised tokens, whose gradient is added to the factors', and
     each row's worst (see `worst_of_rows`).
 
-    `checkpointing` is about transformers' modules: a fused decoder knows by itself.
+    `checkpointing` is about transformers' modules: a fused decoder knows by itself. `graphs`: of
+    this decoder, where there are such.
     """
     total = sum(int(row.mask[1:].sum()) for row in rows)
     loss, worst = torch.zeros(()), []
-    modules = model.model if isinstance(model, FusedDecoder) else model
-    with checkpointed(modules, checkpointing and modules is model):
+    fused = isinstance(model, FusedDecoder)
+    modules = model if isinstance(model, nn.Module) else model.model
+    with checkpointed(modules, checkpointing and not fused):
         for part in split_rows([len(row) for row in rows], at_once):
             batch = collate(rows[part], pad_id)
             soft = mixed(batch, said[part])
-            losses_N = token_losses(model, batch, soft)
-            share = losses_N.sum() / total
-            share.backward()  # type: ignore[no-untyped-call]
-            loss = loss + share.detach().cpu()
-            worst.append(worst_of_rows(losses_N.detach(), batch, soft))
+            if graphs is not None:
+                losses_N = graphs.backward(batch, soft, 1 / total)
+            else:
+                losses_N = token_losses(model, batch, soft)
+                (losses_N.sum() / total).backward()  # type: ignore[no-untyped-call]
+            losses_N = losses_N.detach()
+            loss = loss + (losses_N.sum() / total).cpu()
+            worst.append(worst_of_rows(losses_N, batch, soft))
     return loss, torch.cat(worst)
 
 
