@@ -23,6 +23,14 @@ Force = Annotated[
         "--force", help="Put layers where they were not trained; recorded in the stack's history."
     ),
 ]
+Despite = Annotated[
+    str | None,
+    typer.Option(
+        "--despite",
+        metavar="WHY",
+        help="Go on where a licence forbids it, with leave from its author; recorded.",
+    ),
+]
 Author = Annotated[
     str | None,
     typer.Option(

@@ -194,6 +194,22 @@ RehearsalSet = Literal["sample", "synthesised", "none"]
 those that an older version already carried; or nothing."""
 
 
+class Credit(Value):
+    """A layer whose work is in another layer: what is owed to whom when only the latter is left."""
+
+    layer: Digest
+    name: str | None = None
+    """None where the layer was not at hand when the credit was written."""
+    author: str | None = None
+    licence: str | None = None
+    made: Origin = "trained"
+    """How that layer came to be."""
+    share: float | None = None
+    """Its share of the update: of the sum of |w dW|^2 over all that was added up, 0 to 1. None
+    where the weights cannot tell: what an older version left in a newer one, or somebody's work
+    of combining others' layers."""
+
+
 class LayerConfig(Value):
     """A layer: immutable, trained over one exact stack."""
 
@@ -219,6 +235,10 @@ class LayerConfig(Value):
     """The layer of which this is a new version."""
     sources: tuple[StackedLayer, ...] = ()
     """What it was computed from, lowest first: the layers squashed, merged or carried."""
+    credits: tuple[Credit, ...] | None = None
+    """All layers whose work is in it, through every squash, merge, update and carry, also where
+    they do not travel along. None for a layer with no older one in it, and in layers from before
+    this was kept (`flows.credit` derives theirs from `sources`)."""
     rehearsal: RehearsalSet | None = None
     """Which rehearsal set it carries; None where that is not on record."""
 
@@ -319,6 +339,8 @@ class CertificateEvidence(Value):
     probes: int
     exams: tuple[Kept, ...] = ()
     seconds: float
+    despite: str | None = None
+    """The reason given for combining what a licence forbids to combine."""
 
 
 class CarriedEvidence(Value):

@@ -1,8 +1,10 @@
 """`lamina list`, `show`, `log`: what is in the store. Reads manifests only, never a tensor."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lamina.core.credits import contributors, sentence
 from lamina.core.digest import short
 from lamina.core.errors import UnknownNameError, UsageError
 from lamina.core.manifests import (
@@ -15,11 +17,13 @@ from lamina.core.manifests import (
     SCORES_TYPE,
     CertificateEvidence,
     CostEvidence,
+    Credit,
     LayerConfig,
     ScoresEvidence,
     StackConfig,
 )
 from lamina.core.names import LATEST, Name, parse_name, parse_reference
+from lamina.flows.credit import credits_of
 from lamina.flows.evidence import recorded
 from lamina.store.layout import Store
 
@@ -97,6 +101,7 @@ def describe(store: Store, text: str) -> dict[str, Any]:
         "stack": descriptor.digest,
         "base": config.base,
         "layers": [{"weight": item.weight, **_layer(store, item.layer)} for item in config.layers],
+        "licences": _licences(store, text),
         "scores": [
             {
                 "exam": record.exam_digest,
@@ -107,6 +112,16 @@ def describe(store: Store, text: str) -> dict[str, Any]:
             for record in store.evidence(descriptor.digest, SCORES_TYPE, ScoresEvidence)
         ],
     }
+
+
+def _licences(store: Store, text: str) -> dict[str, Any] | None:
+    """What a stack carries; None where its base is not at hand."""
+    from lamina.flows.licensing import licences_of
+    from lamina.stack.resolve import resolve
+
+    with contextlib.suppress(UnknownNameError):
+        return licences_of(store, resolve(store, text, force=True)).to_json()
+    return None
 
 
 def _layer(store: Store, digest: str) -> dict[str, Any]:
@@ -120,6 +135,7 @@ def _layer(store: Store, digest: str) -> dict[str, Any]:
         "bytes": sum(blob.size for blob in manifest.layers),
         "cost": costs[-1].model_dump(mode="json") if costs else None,
         "certificate": certificates[-1].model_dump(mode="json") if certificates else None,
+        "credits": [credit.model_dump(mode="json") for credit in credits_of(store, config)],
     }
 
 
@@ -134,6 +150,8 @@ def render(found: dict[str, Any]) -> str:
     lines = [f"stack @{short(found['stack'])}  base @{short(found['base'])}"]
     for layer in reversed(found["layers"]):  # the top first, as a stack lies
         lines += ["", _render_layer(layer)]
+    if found["licences"]:
+        lines += ["", *licence_lines(found["licences"])]
     for score in found["scores"]:
         lines.append(f"  {score['scorer']:<10} {score['value']:.4f}  n={score['n']}")
     return "\n".join(lines)
@@ -142,6 +160,7 @@ def render(found: dict[str, Any]) -> str:
 def _render_layer(layer: dict[str, Any]) -> str:
     data, recipe, cost = layer["data"], layer["recipe"], layer["cost"]
     who = f" by {layer['author']}" if layer["author"] else ""
+    credits = [Credit.model_validate(each) for each in layer["credits"]]
     lines = [
         f"layer {layer['name']} @{short(layer['layer'])}{who}",
         f"  rank {layer['rank']}, alpha {layer['alpha']:g} ({layer['scaling']}), "
@@ -149,6 +168,7 @@ def _render_layer(layer: dict[str, Any]) -> str:
         f"{layer['bytes'] / 1e6:.1f} MB",
         f"  stands on {len(layer['parents'])} layers; licence {layer['licence'] or 'not stated'}",
     ]
+    lines += [f"  has the work of {sentence(credits)}"] if credits else []
     if data:
         files = ", ".join(f["name"] for f in data["files"])
         lines.append(f"  learned from {data['rows']} rows, {data['tokens']:,} tokens: {files}")
@@ -173,6 +193,15 @@ def _render_layer(layer: dict[str, Any]) -> str:
     if layer["rehearsal"]:
         lines.append(f"  rehearsal set: {layer['rehearsal']}")
     return "\n".join(lines)
+
+
+def licence_lines(found: Mapping[str, Any]) -> list[str]:
+    """What licences ask together, for people."""
+    lines = [f"licences: {found['expression'] or 'none is stated'} ({found['note']})"]
+    lines += [f"  {text}" for text in found["obligations"]]
+    for problem in found["problems"]:
+        lines.append(f"  {'FORBIDDEN' if problem['forbidden'] else 'look'}: {problem['text']}")
+    return lines
 
 
 def certificate_lines(found: Mapping[str, Any]) -> list[str]:
@@ -206,13 +235,34 @@ def history(store: Store, name: str | None) -> list[dict[str, Any]]:
     stacks = {target.digest for tags in chosen.values() for target in tags.values()}
     records = recorded(store, NAMING_TYPE, stacks)
     moves = []
+    whose = _Whose(store)
     for each, tags in chosen.items():
         for tag, target in tags.items():
             version = Name(each, tag).version
             if version is not None:
                 known = records.get(target.digest, ())
-                moves.append(_move(each, version, target.digest, known))
+                move = _move(each, version, target.digest, known)
+                moves.append(move | {"contributors": whose.work(target.digest)})
     return sorted(moves, key=lambda m: (m["created"] or "", m["version"]), reverse=True)
+
+
+class _Whose:
+    """Whose work is in stacks; a layer that many stacks hold is read once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._layers: dict[str, tuple[str, ...]] = {}
+
+    def work(self, stack: str) -> list[str]:
+        """Everybody whose work is in a stack's layers, lowest layer first."""
+        layers = [item["layer"] for item in self._store.glance(stack).get("layers", ())]
+        return list(dict.fromkeys(name for layer in layers for name in self._layer(layer)))
+
+    def _layer(self, digest: str) -> tuple[str, ...]:
+        if digest not in self._layers:
+            config = self._store.config(self._store.manifest(digest), LayerConfig)
+            self._layers[digest] = contributors([config], credits_of(self._store, config))
+        return self._layers[digest]
 
 
 def _move(
@@ -245,4 +295,6 @@ def render_history(moves: list[dict[str, Any]]) -> str:
             f"{move['name']}:v{move['version']}  @{short(move['stack'])}  "
             f"{move['created'] or '?'}{who}  {gate if move['passed'] is not None else ''}".rstrip()
         )
+        if set(move["contributors"]) - {move["author"]}:
+            lines.append(f"  work of {', '.join(move['contributors'])}")
     return "\n".join(lines)

@@ -51,6 +51,12 @@ def lowrank_delta(x_NI: Tensor, factors: Factors) -> Tensor:
     return (factors.scale * (hidden_NR @ factors.b_OR.float().T)).to(x_NI.dtype)
 
 
+def squared_norm(factors: Factors) -> float:
+    """|delta W|_F^2 = scale^2 trace((B^T B)(A A^T)), in float64; delta W is never formed."""
+    a_RI, b_OR = factors.a_RI.double(), factors.b_OR.double()
+    return factors.scale**2 * float(((b_OR.T @ b_OR) * (a_RI @ a_RI.T)).sum())
+
+
 def concat(terms: Sequence[Factors]) -> Factors:
     """n updates as one: [s1 B1 ... sn Bn] [A1; ...; An], rank sum(Ri), scale 1. Exact.
 
