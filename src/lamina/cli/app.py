@@ -10,6 +10,7 @@ from typing import NoReturn
 import typer
 
 from lamina.cli import (
+    accept,
     access,
     base,
     bisect,
@@ -23,12 +24,14 @@ from lamina.cli import (
     list_,
     log,
     merge,
+    propose,
     pull,
     push,
     quickstart,
     rebase,
     refresh,
     reproduce,
+    review,
     rm,
     runs,
     serve,
@@ -92,6 +95,9 @@ for command in (
     runs,
     reproduce,
     export,
+    propose,
+    review,
+    accept,
     gc,
     verify,
     votes,

@@ -23,6 +23,9 @@ Force = Annotated[
         "--force", help="Put layers where they were not trained; recorded in the stack's history."
     ),
 ]
+Proposal = Annotated[
+    str, typer.Argument(metavar="FILE", help="A proposal, as lamina propose wrote it.")
+]
 Despite = Annotated[
     str | None,
     typer.Option(

@@ -1,0 +1,438 @@
+"""`lamina review`: look at somebody's proposal, sit its exams again here, and say yes or no.
+
+Everything happens in a quarantine (`flows.quarantine`): what is refused leaves nothing in the
+store. What passes is kept there without a name, with the report as evidence; the report is kept
+beside the store too, because only that is proof that the review was made on this machine.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lamina.core.digest import Digest, short
+from lamina.core.errors import (
+    CheckError,
+    DataError,
+    LaminaError,
+    LayerError,
+    MissingBlobError,
+    ReadOnlyStoreError,
+    ShareError,
+    StoreBusyError,
+    StoreError,
+    StoreFullError,
+    UnknownNameError,
+    UsageError,
+)
+from lamina.core.files import atomic_write
+from lamina.core.licences import Licensed
+from lamina.core.manifests import (
+    PROPOSAL_TYPE,
+    REVIEW_TYPE,
+    SCORES_TYPE,
+    STACK_TYPE,
+    Measured,
+    ProposalEvidence,
+    ReviewEvidence,
+    ScoresEvidence,
+)
+from lamina.core.names import LATEST, Name, parse_name
+from lamina.core.report import Reporter
+from lamina.exams.report import value_text
+from lamina.flows import runs
+from lamina.flows.claims import Compared, compare
+from lamina.flows.credit import contributors
+from lamina.flows.examine import ENGINE, Examination, current, examine_for_gate, parent_of
+from lamina.flows.inventory import licence_lines
+from lamina.flows.licensing import licences_of
+from lamina.flows.propose import travelling
+from lamina.flows.quarantine import Beside, keep_results, move_in, quarantine
+from lamina.share.archive import Archive
+from lamina.share.incoming import BlobSource, Incoming, admit, look
+from lamina.stack.resolve import ResolvedStack, of_descriptor
+from lamina.store.layout import Store
+
+REVIEWS = "reviews"
+"""Folder beside the layout where this machine's own reports lie."""
+
+
+@dataclass(frozen=True)
+class Offered:
+    """A proposal before anything was believed of it."""
+
+    source: BlobSource
+    label: str
+    stack: Digest
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a review found out."""
+
+    evidence: ReviewEvidence
+    stack: Digest
+    proposal: ProposalEvidence | None
+    contributors: tuple[str, ...] = ()
+    licences: Licensed | None = None
+    travels: tuple[str, ...] = ()
+    weights: dict[str, Any] | None = None
+    gate_reasons: tuple[str, ...] = ()
+    """Those of the reasons that are the gate's."""
+    examined: bool = False
+    """It could be read and sat every exam; without that nobody can insist on it."""
+
+    @property
+    def accepted(self) -> bool:
+        """Nothing speaks against it."""
+        return self.evidence.accepted
+
+    @property
+    def other_reasons(self) -> tuple[str, ...]:
+        """The reasons that are not the gate's."""
+        return tuple(text for text in self.evidence.reasons if text not in self.gate_reasons)
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
+        proposal = self.proposal
+        return {
+            "stack": self.stack,
+            "verdict": "accept" if self.accepted else "refuse",
+            **self.evidence.model_dump(mode="json", exclude={"accepted"}),
+            "proposal": proposal.model_dump(mode="json", exclude={"claims"}) if proposal else None,
+            "contributors": list(self.contributors),
+            "licences": self.licences.to_json() if self.licences else None,
+            "travels": list(self.travels),
+            "weights": self.weights,
+        }
+
+
+def offered(text: str) -> Offered:
+    """A proposal at the place that `text` means. Raises UsageError, ShareError."""
+    archive = Archive(Path(text))
+    return Offered(archive, text, archive.root())
+
+
+def review(
+    store: Store,
+    what: Offered,
+    reporter: Reporter,
+    *,
+    onto: str | None = None,
+    reviewer: str | None = None,
+    insist: Callable[[Report], None] | None = None,
+) -> Report:
+    """Look at a proposal from every side; keep it, unnamed, where nothing speaks against it.
+
+    `onto`: the name that would move, where the proposal does not say. `insist` is asked about a
+    proposal that is refused; it is kept too unless that raises.
+    Raises UsageError, UnknownNameError where this store lacks the base.
+    """
+    began = time.monotonic()
+    with quarantine(store) as beside:
+        report, incoming = _reviewed(beside, what, reporter, onto, reviewer, began)
+        try:
+            if insist is not None and not report.accepted:
+                insist(report)
+            if incoming is not None and (report.accepted or insist is not None):
+                _keep(store, beside, incoming, report)
+        finally:
+            keep_results(store, beside)
+    return report
+
+
+def _reviewed(
+    beside: Store,
+    what: Offered,
+    reporter: Reporter,
+    onto: str | None,
+    reviewer: str | None,
+    began: float,
+) -> tuple[Report, Incoming | None]:
+    """The report, and what was taken into the quarantine; None where that could not be read."""
+    finding = _Finding(what, onto, reviewer, began)
+    try:
+        incoming = look(beside, what.source, what.stack)
+        if incoming.kind != STACK_TYPE:
+            raise StoreError(f"{what.label} holds no stack but {incoming.kind}")
+        finding.proposal = _proposal(incoming)
+        _base_is_here(beside, incoming)
+        admit(beside, what.source, replace(incoming, evidence={}))
+        stack = of_descriptor(beside, incoming.root, label=_label(finding.proposal, what))
+        if not stack.layers:
+            raise StoreError(f"{what.label} holds a bare base")
+        finding.look_at_place(beside, stack)
+        finding.look_at_licences(beside, stack)
+        finding.look_at_weights(beside, stack, reporter)
+        finding.examine(beside, stack, incoming, reporter)
+    except (StoreFullError, ReadOnlyStoreError, StoreBusyError):
+        raise  # no fault of theirs
+    except MissingBlobError as error:
+        finding.refuse(error, "ask for the whole stack (lamina propose --whole), or pull it first")
+        return finding.report(), None
+    except (StoreError, ShareError, LayerError, DataError, CheckError) as error:
+        finding.refuse(error)
+        return finding.report(), None
+    return finding.report(), incoming
+
+
+class _Finding:
+    """A report on its way."""
+
+    def __init__(self, what: Offered, onto: str | None, reviewer: str | None, began: float) -> None:
+        self._what, self._began, self._reviewer = what, began, reviewer
+        self._given_onto = onto
+        self.proposal: ProposalEvidence | None = None
+        self._reasons: list[str] = []
+        self._against_gate: list[str] = []
+        self._looks: list[str] = []
+        self._measured: tuple[Measured, ...] = ()
+        self._previous: Digest | None = None
+        self._contributors: tuple[str, ...] = ()
+        self._licences: Licensed | None = None
+        self._travels: tuple[str, ...] = ()
+        self._weights: dict[str, Any] | None = None
+        self._examined = False
+
+    @property
+    def onto(self) -> str | None:
+        """The name that would move."""
+        return self._given_onto or (self.proposal.onto if self.proposal else None)
+
+    def refuse(self, error: LaminaError, hint: str | None = None) -> None:
+        """Take an error as the reason."""
+        faults = "; ".join(error.faults[:5])
+        text = error.message + (f": {faults}" if faults else "")
+        more = hint or error.hint
+        self._reasons.append(text + (f" ({more})" if more else ""))
+
+    def look_at_place(self, store: Store, stack: ResolvedStack) -> None:
+        """Whether it stands where the name that would move stands."""
+        self._contributors = contributors(store, stack.layers)
+        self._travels = tuple(travelling(stack.layers[-1:]))
+        if self.proposal is None:
+            self._looks.append("it brings no proposal: nobody says what it is for")
+        elif self.proposal.layer != stack.layers[-1].digest:
+            self._reasons.append("its proposal speaks of another layer than it brings")
+        if self.onto is None:
+            return
+        try:
+            current = store.resolve(Name(self.onto))
+        except UnknownNameError:
+            self._looks.append(f"there is no {self.onto} here yet: it would be new")
+            return
+        self._previous = current.digest
+        now = of_descriptor(store, current, label=self.onto, force=True)
+        top, beneath = stack.layers[-1], stack.config.layers[:-1]
+        newer = bool(now.layers) and top.config.supersedes == now.layers[-1].digest
+        if beneath == now.config.layers or (newer and beneath == now.config.layers[:-1]):
+            return
+        if stack.digest != current.digest:
+            self._reasons.append(
+                f"it stands on [{_names(stack.layers[:-1])}], {self.onto} is "
+                f"[{_names(now.layers)}]: it was trained on other parents (its author can carry it "
+                f"over: lamina rebase {stack.label} --onto {self.onto})"
+            )
+
+    def look_at_licences(self, store: Store, stack: ResolvedStack) -> None:
+        """What it carries, and what forbids to pass it on."""
+        self._licences = licences_of(store, stack, "share")
+        said = self.proposal.despite if self.proposal else None
+        forbidden = [f"licences: {text}" for text in self._licences.forbidden]
+        self._looks += [f"licences: {text}" for text in self._licences.doubts]
+        if said:
+            self._looks += [f"{text}; its author says: {said}" for text in forbidden]
+        else:
+            self._reasons += forbidden
+
+    def look_at_weights(self, store: Store, stack: ResolvedStack, reporter: Reporter) -> None:
+        """Sizes, spectra, copies, interference. Raises LayerError."""
+        from lamina.flows.inspection import inspect  # torch: a bad file is refused without
+
+        found = inspect(store, stack, reporter)
+        self._weights = found.to_json()
+        self._reasons += [odd.text for odd in found.odd if odd.refused]
+        self._looks += [odd.text for odd in found.odd if not odd.refused]
+
+    def examine(
+        self, store: Store, stack: ResolvedStack, incoming: Incoming, reporter: Reporter
+    ) -> None:
+        """Every exam here, the gate's verdict, and the claims beside both."""
+        told = [each for _, each in incoming.about(stack.digest, SCORES_TYPE, ScoresEvidence)]
+        beneath = parent_of(store, stack)
+        name = self.onto or f"proposal-{short(stack.digest)}"  # nobody's: nothing to compare with
+        found = examine_for_gate(store, stack, beneath, name, reporter)
+        self._against_gate += found.verdict.reasons
+        self._looks += found.verdict.notes
+        claims = self.proposal.claims if self.proposal else ()
+        compared: Compared = compare(claims, told, found.results, _before(found))
+        self._measured = compared.measured
+        self._reasons += compared.reasons
+        self._looks += compared.looks
+        self._examined = True
+
+    def report(self) -> Report:
+        """What was found out."""
+        reasons = (*self._reasons, *self._against_gate)
+        evidence = ReviewEvidence(
+            created=runs.now().isoformat(),
+            reviewer=self._reviewer,
+            onto=self.onto,
+            previous=self._previous,
+            accepted=not reasons,
+            reasons=reasons,
+            looks=tuple(dict.fromkeys(self._looks)),
+            measured=self._measured,
+            engine=ENGINE,
+            seconds=round(time.monotonic() - self._began, 2),
+        )
+        return Report(
+            evidence=evidence,
+            stack=self._what.stack,
+            proposal=self.proposal,
+            contributors=self._contributors,
+            licences=self._licences,
+            travels=self._travels,
+            weights=self._weights,
+            gate_reasons=tuple(self._against_gate),
+            examined=self._examined,
+        )
+
+
+# -- what is kept ----------------------------------------------------------------------------------
+
+
+def _keep(store: Store, beside: Store, incoming: Incoming, report: Report) -> None:
+    """Take what passed into the store, unnamed, with the report.
+
+    The contributor's own results stay out: those measured here are on record instead.
+    """
+    taken = {
+        digest: data
+        for digest, data in incoming.evidence.items()
+        if incoming.parsed[digest].artifactType != SCORES_TYPE
+    }
+    root = admit(store, Beside(beside), replace(incoming, evidence=taken), fetch=move_in)
+    store.put_evidence(REVIEW_TYPE, report.evidence, root)
+    atomic_write(_own_report(store, root.digest), report.evidence.to_bytes())
+
+
+def own_review(store: Store, stack: Digest, onto: str | None) -> ReviewEvidence | None:
+    """This machine's own review of a stack, where it still holds.
+
+    It passed, by the same engine, and the name that would move has not moved since.
+    """
+    try:
+        data = _own_report(store, stack).read_bytes()
+        found = ReviewEvidence.parse(data, "a review")
+    except (OSError, UsageError):  # none, or by another lamina: it is made anew
+        return None
+    if not (found.accepted and found.engine == ENGINE and store.has(stack)):
+        return None
+    if onto is not None and found.onto != onto:
+        return None
+    now = current(store, found.onto) if found.onto else None
+    return found if now in (found.previous, stack) else None
+
+
+def _own_report(store: Store, stack: Digest) -> Path:
+    return store.root / REVIEWS / f"{stack.removeprefix('sha256:')}.json"
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def _proposal(incoming: Incoming) -> ProposalEvidence | None:
+    found = incoming.about(incoming.root.digest, PROPOSAL_TYPE, ProposalEvidence)
+    proposal = found[-1][1] if found else None
+    if proposal is not None and proposal.onto is not None:
+        try:
+            known = parse_name(proposal.onto)
+        except UsageError as error:
+            raise StoreError(f"it is proposed for no name: {error.message}") from None
+        if known.tag != LATEST:
+            raise StoreError(f"it is proposed for a version, {proposal.onto}, and not for a name")
+    return proposal
+
+
+def _base_is_here(store: Store, incoming: Incoming) -> None:
+    try:
+        store.find_base(incoming.base)
+    except UnknownNameError as error:
+        said = [each.source or each.name for each in incoming.stands_on()]
+        where = next(filter(None, said), None)
+        raise UnknownNameError(
+            "the base that it stands on is not here",
+            faults=[f"base {incoming.base}" + (f", says to be {where}" if where else "")],
+            hint=f"fetch it first: lamina base pull {where or 'NAME'}",
+        ) from error
+
+
+def _label(proposal: ProposalEvidence | None, what: Offered) -> str:
+    try:
+        return parse_name(proposal.name).name if proposal else Path(what.label).name
+    except UsageError:
+        return Path(what.label).name
+
+
+def _names(layers: Sequence[Any]) -> str:
+    return ", ".join(f"{layer.config.name} @{short(layer.digest)}" for layer in layers)
+
+
+def _before(found: Examination) -> dict[tuple[str, str], float]:
+    return {(c.exam, c.exam_digest): c.before for c in reversed(found.comparisons)}
+
+
+# -- for people ------------------------------------------------------------------------------------
+
+
+def render(report: Report) -> str:
+    """A report for people; the last line says what to do next."""
+    found, proposal = report.evidence, report.proposal
+    lines = [_heading(report)]
+    if proposal is not None and proposal.note:
+        lines.append(f"  they say: {proposal.note}")
+    if report.contributors:
+        lines.append(f"  work of {', '.join(report.contributors)}")
+    lines += [f"  {line}" for line in _measured_lines(found.measured)]
+    if report.weights is not None:
+        lines.append(f"  {_weights_line(report.weights)}")
+    if report.licences is not None:
+        quiet = replace(report.licences, problems=())  # among the looks and reasons already
+        lines += [f"  {line}" for line in licence_lines(quiet.to_json())]
+    lines += [f"  comes along: {text}" for text in report.travels]
+    lines += [f"  look: {text}" for text in found.looks]
+    lines += [f"  against it: {text}" for text in found.reasons]
+    lines.append(f"{'ACCEPT' if found.accepted else 'REFUSE'} ({found.seconds:.0f} s)")
+    return "\n".join(lines)
+
+
+def _heading(report: Report) -> str:
+    proposal, onto = report.proposal, report.evidence.onto
+    name = proposal.name if proposal else "a stack"
+    who = f" by {proposal.author}" if proposal and proposal.author else ""
+    return f"{name} @{short(report.stack)}{who}" + (f" for {onto}" if onto else "")
+
+
+def _measured_lines(measured: Sequence[Measured]) -> list[str]:
+    lines = []
+    for each in measured:
+        text = f"{each.exam}: {each.metric} {value_text(each.metric, each.value)}"
+        if each.beneath is not None:
+            text += f", beneath {value_text(each.metric, each.beneath)}"
+        if each.claimed is not None:
+            same = {True: ", to the bit", False: "", None: ""}[each.identical]
+            text += f"; claimed {value_text(each.metric, each.claimed)}{same}"
+        lines.append(f"{text} (n = {each.n})")
+    return lines
+
+
+def _weights_line(weights: dict[str, Any]) -> str:
+    largest = weights["largest_against_weights"]
+    beneath = ", ".join(f"{each['layer']} {each['cosine']:+.2f}" for each in weights["beneath"])
+    return (
+        f"weights: {weights['linears']} linears, embeddings untouched, effective rank "
+        f"{weights['effective_rank']:.1f}, at most {largest['share']:.1%} of the weights changed"
+        + (f"; cosine with {beneath}" if beneath else "")
+    )
