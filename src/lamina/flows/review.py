@@ -153,7 +153,10 @@ def _reviewed(
     """The report, and what was taken into the quarantine; None where that could not be read."""
     finding = _Finding(what, onto, reviewer, began)
     try:
+        if isinstance(what.source, Archive):
+            what.source.check()
         incoming = look(beside, what.source, what.stack)
+        finding.left_out(incoming)
         if incoming.kind != STACK_TYPE:
             raise StoreError(f"{what.label} holds no stack but {incoming.kind}")
         finding.proposal = _proposal(incoming)
@@ -206,6 +209,10 @@ class _Finding:
         text = error.message + (f": {faults}" if faults else "")
         more = hint or error.hint
         self._reasons.append(text + (f" ({more})" if more else ""))
+
+    def left_out(self, incoming: Incoming) -> None:
+        """What came along and is not taken."""
+        self._looks += [f"left out: {text}" for text in incoming.left_out]
 
     def look_at_place(self, store: Store, stack: ResolvedStack) -> None:
         """Whether it stands where the name that would move stands."""

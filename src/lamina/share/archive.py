@@ -9,6 +9,7 @@ files called `oci-layout`, `index.json` and `blobs/sha256/<64 hex digits>` and r
 else (links, other paths, a name twice, headers that rename or resize what follows).
 """
 
+import hashlib
 import io
 import re
 import tarfile
@@ -167,6 +168,28 @@ class Archive:
     def size(self) -> int:
         """Bytes of all files in it."""
         return sum(place.size for place in self._places.values())
+
+    def check(self) -> None:
+        """See that every blob is what its name says. Raises ShareError listing all that are not."""
+        faults = []
+        with self.path.open("rb") as handle:
+            for name, place in self._places.items():
+                match = _BLOB.fullmatch(name)
+                if match is None:
+                    continue
+                handle.seek(place.offset)
+                found, left = hashlib.sha256(), place.size
+                while left > 0 and (piece := handle.read(min(left, CHUNK_BYTES))):
+                    found.update(piece)
+                    left -= len(piece)
+                if found.hexdigest() != match[1]:
+                    faults.append(f"{name} has other bytes than its name says")
+        if faults:
+            raise ShareError(
+                f"{self.path} is damaged",
+                faults=faults,
+                hint="it was changed or cut on its way: ask for it again",
+            )
 
     def root(self) -> str:
         """Digest of the object that it was made for: the first one that has a name.
