@@ -155,6 +155,8 @@ class Archive:
         try:
             with path.open("rb") as handle:
                 self._places = _walk(handle, path)
+        except ShareError:  # an OSError too
+            raise
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
         missing = [file for file in (LAYOUT_FILE, INDEX_FILE) if file not in self._places]
