@@ -8,10 +8,8 @@ from lamina.core.digest import short
 from lamina.core.errors import UsageError
 from lamina.core.manifests import (
     PROPOSAL_TYPE,
-    SCORES_TYPE,
     Claim,
     ProposalEvidence,
-    ScoresEvidence,
 )
 from lamina.core.names import Name, parse_name, parse_reference
 from lamina.core.report import Reporter
@@ -68,7 +66,7 @@ def propose(
     evidence = store.put_evidence(PROPOSAL_TYPE, proposal, stored)
     parcel = parcel_of(store, stored.digest)
     beneath = [] if whole else [layer.digest for layer in stack.layers[:-1]]
-    out = [*beneath, *_told_in_confidence(store, parcel, stack), *_older(parcel, evidence.digest)]
+    out = [*beneath, *_older(parcel, evidence.digest)]
     path = Path(target or f"{name}{SUFFIX}")
     size = archive.write(path, store, parcel, name, leave_out=out)
     return {
@@ -150,17 +148,6 @@ def _claims(examination: Examination, stack: ResolvedStack) -> tuple[Claim, ...]
 
 def _withheld(stack: ResolvedStack) -> set[str]:
     return {exam.items for layer in stack.layers for exam in layer.config.exams if exam.private}
-
-
-def _told_in_confidence(store: Store, parcel: Parcel, stack: ResolvedStack) -> list[str]:
-    """Results of withheld exams: they hold the answers, word for word. The claims say the value."""
-    withheld = _withheld(stack)
-    return [
-        item.digest
-        for item in parcel.evidence
-        if item.artifactType == SCORES_TYPE
-        and store.config(store.manifest(item.digest), ScoresEvidence).exam_digest in withheld
-    ]
 
 
 def _older(parcel: Parcel, kept: str) -> list[str]:

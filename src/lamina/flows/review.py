@@ -1,8 +1,8 @@
 """`lamina review`: look at somebody's proposal, sit its exams again here, and say yes or no.
 
 Everything happens in a quarantine (`flows.quarantine`): what is refused leaves nothing in the
-store. What passes is kept there without a name, with the report as evidence; the report is kept
-beside the store too, because only that is proof that the review was made on this machine.
+store. What passes is kept there without a name, with the report as evidence. Reports that came
+from elsewhere are marked in the index, and are not believed.
 """
 
 import time
@@ -26,7 +26,6 @@ from lamina.core.errors import (
     UnknownNameError,
     UsageError,
 )
-from lamina.core.files import atomic_write
 from lamina.core.licences import Licensed
 from lamina.core.manifests import (
     PROPOSAL_TYPE,
@@ -53,9 +52,6 @@ from lamina.share.archive import Archive
 from lamina.share.incoming import BlobSource, Incoming, admit, look
 from lamina.stack.resolve import ResolvedStack, of_descriptor
 from lamina.store.layout import Store
-
-REVIEWS = "reviews"
-"""Folder beside the layout where this machine's own reports lie."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +132,7 @@ def review(
             if insist is not None and not report.accepted:
                 insist(report)
             if incoming is not None and (report.accepted or insist is not None):
-                _keep(store, beside, incoming, report)
+                _keep(store, beside, incoming, report, what.label)
         finally:
             keep_results(store, beside)
     return report
@@ -161,7 +157,7 @@ def _reviewed(
             raise StoreError(f"{what.label} holds no stack but {incoming.kind}")
         finding.proposal = _proposal(incoming)
         _base_is_here(beside, incoming)
-        admit(beside, what.source, replace(incoming, evidence={}))
+        admit(beside, what.source, replace(incoming, evidence={}), label=what.label)
         stack = of_descriptor(beside, incoming.root, label=_label(finding.proposal, what))
         if not stack.layers:
             raise StoreError(f"{what.label} holds a bare base")
@@ -310,7 +306,7 @@ class _Finding:
 # -- what is kept ----------------------------------------------------------------------------------
 
 
-def _keep(store: Store, beside: Store, incoming: Incoming, report: Report) -> None:
+def _keep(store: Store, beside: Store, incoming: Incoming, report: Report, label: str) -> None:
     """Take what passed into the store, unnamed, with the report.
 
     The contributor's own results stay out: those measured here are on record instead.
@@ -320,9 +316,9 @@ def _keep(store: Store, beside: Store, incoming: Incoming, report: Report) -> No
         for digest, data in incoming.evidence.items()
         if incoming.parsed[digest].artifactType != SCORES_TYPE
     }
-    root = admit(store, Beside(beside), replace(incoming, evidence=taken), fetch=move_in)
+    source = Beside(beside)
+    root = admit(store, source, replace(incoming, evidence=taken), label=label, fetch=move_in)
     store.put_evidence(REVIEW_TYPE, report.evidence, root)
-    atomic_write(_own_report(store, root.digest), report.evidence.to_bytes())
 
 
 def own_review(store: Store, stack: Digest, onto: str | None) -> ReviewEvidence | None:
@@ -330,21 +326,15 @@ def own_review(store: Store, stack: Digest, onto: str | None) -> ReviewEvidence 
 
     It passed, by the same engine, and the name that would move has not moved since.
     """
-    try:
-        data = _own_report(store, stack).read_bytes()
-        found = ReviewEvidence.parse(data, "a review")
-    except (OSError, UsageError):  # none, or by another lamina: it is made anew
+    if not store.has(stack):
         return None
-    if not (found.accepted and found.engine == ENGINE and store.has(stack)):
-        return None
-    if onto is not None and found.onto != onto:
-        return None
-    now = current(store, found.onto) if found.onto else None
-    return found if now in (found.previous, stack) else None
-
-
-def _own_report(store: Store, stack: Digest) -> Path:
-    return store.root / REVIEWS / f"{stack.removeprefix('sha256:')}.json"
+    for found in reversed(store.evidence(stack, REVIEW_TYPE, ReviewEvidence, own=True)):
+        if not found.accepted or found.engine != ENGINE or onto not in (None, found.onto):
+            continue
+        now = current(store, found.onto) if found.onto else None
+        if now in (found.previous, stack):
+            return found
+    return None
 
 
 # -- reading ---------------------------------------------------------------------------------------
