@@ -20,6 +20,7 @@ from lamina.store.layout import Store
 from tests.cli import forge
 from tests.cli.program import Program
 from tests.made import QUICK, write_rows
+from tests.share import registries
 
 WHY = ("--accept-regression", "it is a test")
 
@@ -344,3 +345,25 @@ def test_no_file_and_no_archive(keeper, tmp_path):
     text = tmp_path / "text"
     text.write_text("hello")
     keeper("review", text).refused("is not an archive")
+
+
+# -- through a registry ----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(registries.PROGRAM is None, reason="docker-registry is not installed")
+def test_a_proposal_as_a_tag_in_a_registry(ann, keeper, tmp_path):
+    with registries.running(tmp_path / "registry") as registry:
+        place = registry.place("ann/minus", "proposal")
+        made = ann("propose", "minus", place, "--onto", "times", "--json").done().json
+        assert (made["place"], made["left_out"]) == (place, [])
+        report = keeper("review", place, "--json", LAMINA_AUTHOR="Max").done().json
+        assert (report["verdict"], report["onto"]) == ("accept", "times")
+        assert all(measured["identical"] for measured in report["measured"])
+        done = keeper("accept", place, LAMINA_AUTHOR="Max").done()
+        assert "times:v2 is @" in done.out
+        assert "that holds" in done.err
+        # the report travels with the stack
+        ours = registry.place("max/times", "v2")
+        keeper("push", "times", ours).done()
+    kinds = {e.artifactType for e in Store.open(keeper.home).entries()}
+    assert REVIEW_TYPE in kinds

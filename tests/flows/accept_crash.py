@@ -11,7 +11,7 @@ from lamina.core.manifests import REVIEW_TYPE, ReviewEvidence
 from lamina.core.report import Silent
 from lamina.flows.accept import accept
 from lamina.flows.inventory import history
-from lamina.flows.review import offered
+from lamina.flows.offers import offered
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
 from tests.flows.deaths import die_everywhere
@@ -24,9 +24,8 @@ STRIDE = 13
 
 def work(root: Path) -> None:
     store = Store.open(root, create=False)
-    accept(
-        store, offered(str(root / OFFER)), Silent(), author="max", override="a test", despite="so"
-    )
+    with offered(str(root / OFFER)) as offer:
+        accept(store, offer, Silent(), author="max", override="a test", despite="so")
 
 
 def left(root: Path) -> dict[str, object]:

@@ -46,7 +46,7 @@ def test_what_was_written_is_taken_whole(home, packed, tmp_path):
     assert source.root() == digest
     incoming = look(away, source, digest)
     assert len(incoming.evidence) > 2
-    root = admit(away, source, incoming)
+    root = admit(away, source, incoming, label="a file")
     assert root.digest == digest
     assert away.verify().clean
     for layer in incoming.layers:

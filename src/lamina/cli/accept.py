@@ -1,5 +1,6 @@
 """`lamina accept`: let a name move to a reviewed proposal."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,6 +31,9 @@ def accept(
         ),
     ] = None,
     author: options.Author = None,
+    plain_http: options.PlainHttp = False,
+    ca_file: options.CaFile = None,
+    no_tls_verify: options.NoTlsVerify = False,
     json: options.Json = False,
 ) -> None:
     """Review a proposal, unless this machine did, and move the name to it through the gate.
@@ -41,17 +45,21 @@ def accept(
     Who accepted it, when, and the gate's verdict are on record: lamina log NAME.
     """
     from lamina.flows import accept as flow
-    from lamina.flows.review import offered
+    from lamina.flows.offers import offered
 
-    accepted = flow.accept(
-        environment.open_store(),
-        offered(what),
-        Terminal(),
-        name=name,
-        override=accept_regression,
-        despite=despite,
-        author=author or environment.author(),
+    access = environment.access(
+        plain_http=plain_http, ca_file=Path(ca_file) if ca_file else None, verify=not no_tls_verify
     )
+    with offered(what, access) as offer:
+        accepted = flow.accept(
+            environment.open_store(),
+            offer,
+            Terminal(),
+            name=name,
+            override=accept_regression,
+            despite=despite,
+            author=author or environment.author(),
+        )
     if json:
         print_json(accepted)
     else:

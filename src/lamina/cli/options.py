@@ -24,7 +24,10 @@ Force = Annotated[
     ),
 ]
 Proposal = Annotated[
-    str, typer.Argument(metavar="FILE", help="A proposal, as lamina propose wrote it.")
+    str,
+    typer.Argument(
+        metavar="FILE|PLACE", help="A proposal: a file, or oci://host/repository[:tag|@digest]."
+    ),
 ]
 Despite = Annotated[
     str | None,

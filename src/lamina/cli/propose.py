@@ -1,5 +1,6 @@
 """`lamina propose`: offer a layer to whoever keeps the stack beneath it."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,7 +19,10 @@ def propose(
     stack: options.Stack,
     target: Annotated[
         str | None,
-        typer.Argument(metavar="[FILE]", help="Where to write it (default: NAME.oci.tar)."),
+        typer.Argument(
+            metavar="[FILE|PLACE]",
+            help="A file to write (default: NAME.oci.tar), or a tag: oci://host/repository:tag.",
+        ),
     ] = None,
     onto: Annotated[
         str | None,
@@ -33,6 +37,9 @@ def propose(
     ] = False,
     author: options.Author = None,
     despite: options.Despite = None,
+    plain_http: options.PlainHttp = False,
+    ca_file: options.CaFile = None,
+    no_tls_verify: options.NoTlsVerify = False,
     json: options.Json = False,
 ) -> None:
     """Pack a stack's top layer with all that is on record about it, as one file to review.
@@ -40,6 +47,7 @@ def propose(
     \b
     lamina propose agent --onto agent --note "learned the new tools"
     lamina propose agent for-them.oci.tar --whole
+    lamina propose agent oci://ghcr.io/ann/agent:proposal --onto agent
 
     The file is an OCI archive (skopeo reads it as oci-archive:FILE); the same proposal has the same
     bytes. It holds the layer, its exams' questions unless they are withheld, its rehearsal rows,
@@ -61,6 +69,11 @@ def propose(
         author=author or environment.author(),
         whole=whole,
         despite=despite,
+        access=environment.access(
+            plain_http=plain_http,
+            ca_file=Path(ca_file) if ca_file else None,
+            verify=not no_tls_verify,
+        ),
     )
     if json:
         print_json(made)

@@ -1,6 +1,7 @@
 """`lamina review`: look at a proposal, sit its exams here, and say yes or no."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,12 +22,16 @@ def review(
         str | None,
         typer.Option(metavar="NAME", help="The name that would move (default: as proposed)."),
     ] = None,
+    plain_http: options.PlainHttp = False,
+    ca_file: options.CaFile = None,
+    no_tls_verify: options.NoTlsVerify = False,
     json: options.Json = False,
 ) -> None:
     """Say whether a proposed layer should be accepted, and why; exit 1 where it should not.
 
     \b
     lamina review agent.oci.tar
+    lamina review oci://ghcr.io/ann/agent:proposal
 
     Everything happens beside your store: what is refused leaves nothing in it. Checked are the
     bytes against their digests, base and parents, licences, the weights (sizes against its recipe
@@ -36,17 +41,23 @@ def review(
     report goes on record. Nothing in a layer is ever run as a program.
     """
     from lamina.flows import review as flow
+    from lamina.flows.offers import offered
+    from lamina.flows.reviewed import render
 
-    report = flow.review(
-        environment.open_store(),
-        flow.offered(what),
-        Terminal(),
-        onto=onto,
-        reviewer=environment.author(),
+    access = environment.access(
+        plain_http=plain_http, ca_file=Path(ca_file) if ca_file else None, verify=not no_tls_verify
     )
+    with offered(what, access) as offer:
+        report = flow.review(
+            environment.open_store(),
+            offer,
+            Terminal(),
+            onto=onto,
+            reviewer=environment.author(),
+        )
     if json:
         print_json(report.to_json())
     else:
-        print_text(flow.render(report))
+        print_text(render(report))
     if not report.accepted:
         sys.exit(1)

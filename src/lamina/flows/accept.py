@@ -9,7 +9,9 @@ from lamina.flows.credit import contributors
 from lamina.flows.examine import parent_of
 from lamina.flows.landing import gate_and_name
 from lamina.flows.naming import new_name
-from lamina.flows.review import Offered, Report, own_review, review
+from lamina.flows.offers import Offered
+from lamina.flows.review import own_review, review
+from lamina.flows.reviewed import Report
 from lamina.stack.resolve import of_descriptor
 from lamina.store.layout import Store
 

@@ -17,8 +17,11 @@ from lamina.exams.report import score_of
 from lamina.flows import licensing, rehearsal, seen_rows
 from lamina.flows.credit import contributors
 from lamina.flows.examine import ENGINE, Examination, examine_stack
+from lamina.flows.offers import REMOTE, given
+from lamina.flows.publish import push
 from lamina.share import archive
 from lamina.share.parcel import Parcel, parcel_of
+from lamina.share.wire import Access
 from lamina.stack.resolve import ResolvedLayer, ResolvedStack, resolve
 from lamina.store.layout import Store
 
@@ -38,11 +41,13 @@ def propose(
     author: str | None = None,
     whole: bool = False,
     despite: str | None = None,
+    access: Access | None = None,
 ) -> dict[str, Any]:
     """Pack the top layer of the stack that `text` means for somebody who has those beneath.
 
-    `target` is a file (NAME.oci.tar by default). `onto` is the receiver's name that should move;
-    `whole` puts the layers beneath in too. Exams that are not on record are sat first.
+    `target` is a file (NAME.oci.tar by default), or a tag in a registry, which always gets the
+    layers beneath too. `onto` is the receiver's name that should move; `whole` puts the layers
+    beneath into the file. Exams that are not on record are sat first.
     Raises UsageError, UnknownNameError, WrongParentError, CheckError where a licence forbids it.
     """
     _check(onto, note)
@@ -64,13 +69,18 @@ def propose(
     )
     stored = store.put_stack(stack.config.base, stack.config.layers)
     evidence = store.put_evidence(PROPOSAL_TYPE, proposal, stored)
-    parcel = parcel_of(store, stored.digest)
+    whole = whole or (target or "").startswith(REMOTE)
     beneath = [] if whole else [layer.digest for layer in stack.layers[:-1]]
-    out = [*beneath, *_older(parcel, evidence.digest)]
-    path = Path(target or f"{name}{SUFFIX}")
-    size = archive.write(path, store, parcel, name, leave_out=out)
+    place = target or f"{name}{SUFFIX}"
+    if place.startswith(REMOTE):
+        pushed = push(store, f"@{stored.digest[7:]}", place, given(access), reporter)
+        size = pushed["sent"]
+    else:
+        parcel = parcel_of(store, stored.digest)
+        out = [*beneath, *_older(parcel, evidence.digest)]
+        size = archive.write(Path(place), store, parcel, name, leave_out=out)
     return {
-        "file": str(path),
+        "place": place,
         "bytes": size,
         "stack": stored.digest,
         "layer": proposal.layer,
@@ -86,14 +96,14 @@ def propose(
 def render(result: dict[str, Any]) -> str:
     """`propose`'s result for people."""
     lines = [
-        f"{result['file']}: {result['bytes'] / 1e6:.1f} MB, layer @{short(result['layer'])}"
+        f"{result['place']}: {result['bytes'] / 1e6:.1f} MB, layer @{short(result['layer'])}"
         + (f" for {result['onto']}" if result["onto"] else "")
     ]
     if result["left_out"]:
         beneath = ", ".join(f"@{short(digest)}" for digest in result["left_out"])
         lines.append(f"  whoever reviews it needs the layers beneath: {beneath} (or --whole)")
     lines += [f"  goes along: {text}" for text in result["travels"]]
-    lines.append(f"  they review it with: lamina review {result['file']}")
+    lines.append(f"  they review it with: lamina review {result['place']}")
     return "\n".join(lines)
 
 

@@ -7,7 +7,7 @@ from elsewhere are marked in the index, and are not believed.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,75 +39,19 @@ from lamina.core.manifests import (
 )
 from lamina.core.names import LATEST, Name, parse_name
 from lamina.core.report import Reporter
-from lamina.exams.report import value_text
 from lamina.flows import runs
 from lamina.flows.claims import Compared, compare
 from lamina.flows.credit import contributors
 from lamina.flows.examine import ENGINE, Examination, current, examine_for_gate, parent_of
-from lamina.flows.inventory import licence_lines
 from lamina.flows.licensing import licences_of
+from lamina.flows.offers import Offered
 from lamina.flows.propose import travelling
 from lamina.flows.quarantine import Beside, keep_results, move_in, quarantine
+from lamina.flows.reviewed import Report
 from lamina.share.archive import Archive
-from lamina.share.incoming import BlobSource, Incoming, admit, look
+from lamina.share.incoming import Incoming, admit, look
 from lamina.stack.resolve import ResolvedStack, of_descriptor
 from lamina.store.layout import Store
-
-
-@dataclass(frozen=True)
-class Offered:
-    """A proposal before anything was believed of it."""
-
-    source: BlobSource
-    label: str
-    stack: Digest
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a review found out."""
-
-    evidence: ReviewEvidence
-    stack: Digest
-    proposal: ProposalEvidence | None
-    contributors: tuple[str, ...] = ()
-    licences: Licensed | None = None
-    travels: tuple[str, ...] = ()
-    weights: dict[str, Any] | None = None
-    gate_reasons: tuple[str, ...] = ()
-    """Those of the reasons that are the gate's."""
-    examined: bool = False
-    """It could be read and sat every exam; without that nobody can insist on it."""
-
-    @property
-    def accepted(self) -> bool:
-        """Nothing speaks against it."""
-        return self.evidence.accepted
-
-    @property
-    def other_reasons(self) -> tuple[str, ...]:
-        """The reasons that are not the gate's."""
-        return tuple(text for text in self.evidence.reasons if text not in self.gate_reasons)
-
-    def to_json(self) -> dict[str, Any]:
-        """For --json."""
-        proposal = self.proposal
-        return {
-            "stack": self.stack,
-            "verdict": "accept" if self.accepted else "refuse",
-            **self.evidence.model_dump(mode="json", exclude={"accepted"}),
-            "proposal": proposal.model_dump(mode="json", exclude={"claims"}) if proposal else None,
-            "contributors": list(self.contributors),
-            "licences": self.licences.to_json() if self.licences else None,
-            "travels": list(self.travels),
-            "weights": self.weights,
-        }
-
-
-def offered(text: str) -> Offered:
-    """A proposal at the place that `text` means. Raises UsageError, ShareError."""
-    archive = Archive(Path(text))
-    return Offered(archive, text, archive.root())
 
 
 def review(
@@ -157,7 +101,13 @@ def _reviewed(
             raise StoreError(f"{what.label} holds no stack but {incoming.kind}")
         finding.proposal = _proposal(incoming)
         _base_is_here(beside, incoming)
-        admit(beside, what.source, replace(incoming, evidence={}), label=what.label)
+        admit(
+            beside,
+            what.source,
+            replace(incoming, evidence={}),
+            label=what.label,
+            fetch=what.fetcher(reporter),
+        )
         stack = of_descriptor(beside, incoming.root, label=_label(finding.proposal, what))
         if not stack.layers:
             raise StoreError(f"{what.label} holds a bare base")
@@ -379,57 +329,3 @@ def _names(layers: Sequence[Any]) -> str:
 
 def _before(found: Examination) -> dict[tuple[str, str], float]:
     return {(c.exam, c.exam_digest): c.before for c in reversed(found.comparisons)}
-
-
-# -- for people ------------------------------------------------------------------------------------
-
-
-def render(report: Report) -> str:
-    """A report for people; the last line says what to do next."""
-    found, proposal = report.evidence, report.proposal
-    lines = [_heading(report)]
-    if proposal is not None and proposal.note:
-        lines.append(f"  they say: {proposal.note}")
-    if report.contributors:
-        lines.append(f"  work of {', '.join(report.contributors)}")
-    lines += [f"  {line}" for line in _measured_lines(found.measured)]
-    if report.weights is not None:
-        lines.append(f"  {_weights_line(report.weights)}")
-    if report.licences is not None:
-        quiet = replace(report.licences, problems=())  # among the looks and reasons already
-        lines += [f"  {line}" for line in licence_lines(quiet.to_json())]
-    lines += [f"  comes along: {text}" for text in report.travels]
-    lines += [f"  look: {text}" for text in found.looks]
-    lines += [f"  against it: {text}" for text in found.reasons]
-    lines.append(f"{'ACCEPT' if found.accepted else 'REFUSE'} ({found.seconds:.0f} s)")
-    return "\n".join(lines)
-
-
-def _heading(report: Report) -> str:
-    proposal, onto = report.proposal, report.evidence.onto
-    name = proposal.name if proposal else "a stack"
-    who = f" by {proposal.author}" if proposal and proposal.author else ""
-    return f"{name} @{short(report.stack)}{who}" + (f" for {onto}" if onto else "")
-
-
-def _measured_lines(measured: Sequence[Measured]) -> list[str]:
-    lines = []
-    for each in measured:
-        text = f"{each.exam}: {each.metric} {value_text(each.metric, each.value)}"
-        if each.beneath is not None:
-            text += f", beneath {value_text(each.metric, each.beneath)}"
-        if each.claimed is not None:
-            same = {True: ", to the bit", False: "", None: ""}[each.identical]
-            text += f"; claimed {value_text(each.metric, each.claimed)}{same}"
-        lines.append(f"{text} (n = {each.n})")
-    return lines
-
-
-def _weights_line(weights: dict[str, Any]) -> str:
-    largest = weights["largest_against_weights"]
-    beneath = ", ".join(f"{each['layer']} {each['cosine']:+.2f}" for each in weights["beneath"])
-    return (
-        f"weights: {weights['linears']} linears, embeddings untouched, effective rank "
-        f"{weights['effective_rank']:.1f}, at most {largest['share']:.1%} of the weights changed"
-        + (f"; cosine with {beneath}" if beneath else "")
-    )
