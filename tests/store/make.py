@@ -44,6 +44,7 @@ def put_layer(
     size: int = 1000,
     parents: tuple[StackedLayer, ...] = (),
     exams: tuple[ExamSpec, ...] = (),
+    payload: bytes | None = None,
 ) -> Descriptor:
     config = LayerConfig(
         name=word,
@@ -59,7 +60,9 @@ def put_layer(
     blobs = [
         store.put_bytes(b'{"same": "in every layer"}', JSON_TYPE, title="adapter_config.json"),
         store.put_bytes(
-            (word.encode() * size)[:size], SAFETENSORS_TYPE, title="adapter_model.safetensors"
+            payload or (word.encode() * size)[:size],
+            SAFETENSORS_TYPE,
+            title="adapter_model.safetensors",
         ),
     ]
     return store.put_layer(config, blobs)

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lamina.core.digest import canonical_json, digest_bytes
-from lamina.core.errors import ShareError, UsageError
+from lamina.core.errors import DroppedError, ShareError, UsageError
 from lamina.core.manifests import INDEX_TYPE, MANIFEST_TYPE, Descriptor
 from lamina.share.reference import RegistryRef
 from lamina.share.registry import Registry
@@ -50,7 +50,8 @@ class Referrers:
 
     def of(self, digest: str) -> tuple[Descriptor, ...]:
         """Image manifests about a manifest, as the registry lists them. Raises ShareError."""
-        raw = self._by_api(digest) if self._api is not False else None
+        wire = self._registry.wire
+        raw = wire.patiently(lambda: self._by_api(digest)) if self._api is not False else None
         if raw is None:
             raw = self._by_tag(digest)["manifests"]
         return tuple(dict.fromkeys(_descriptors(raw)))
@@ -109,7 +110,10 @@ class Referrers:
                 self._api = False if self._api is None else self._api
                 return None
             self._api = True
-            found += _index(answer.content, "the referrers API's answer")["manifests"]
+            try:
+                found += _index(answer.content, "the referrers API's answer")["manifests"]
+            except ShareError as error:
+                raise DroppedError(error.message) from None  # no tag: nobody put it there
             following = answer.links.get("next", {}).get("url")
             if not following:
                 break

@@ -22,6 +22,8 @@ from lamina.store.manifests import MANIFEST_LIMIT
 PIECE_BYTES = 32 << 20
 """Blobs larger than this are sent in pieces of this size; S3 behind a registry wants 5 MB each."""
 READ_BYTES = 1 << 18
+SMALL_BYTES = 1 << 18
+"""Blobs up to this size are read in one go and asked for again where bytes are wrong."""
 ACCEPT = f"{MANIFEST_TYPE}, {INDEX_TYPE}"
 _RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 _KEPT = re.compile(r"(?:bytes=)?0-(\d+)")
@@ -81,16 +83,7 @@ class Registry:
 
     def read_manifest(self, target: str) -> tuple[bytes, str] | None:
         """Bytes and media type of what a tag or digest names; None where nothing does."""
-        failures = 0
-        while True:
-            try:
-                return self._read_manifest(target)
-            except DroppedError:
-                failures += 1
-                self.wire.traffic.add(retried=1)
-                if failures >= self.wire.patience.attempts:
-                    raise
-                self.wire.patience.pause(failures)
+        return self.wire.patiently(lambda: self._read_manifest(target))
 
     def _read_manifest(self, target: str) -> tuple[bytes, str] | None:
         answer = self.wire.send(
@@ -104,6 +97,9 @@ class Registry:
             if answer.status_code == 404:
                 return None
             data = b"".join(self._pieces_of(answer, MANIFEST_LIMIT))
+        said = answer.headers.get("Docker-Content-Digest")
+        if said and said != digest_bytes(data):
+            raise DroppedError(f"{self.ref.host} says {said}, but {digest_bytes(data)} came")
         return data, answer.headers.get("Content-Type", "").partition(";")[0].strip()
 
     def head_manifest(self, target: str) -> str | None:
@@ -121,10 +117,31 @@ class Registry:
         return digest_bytes(found[0]) if found else None
 
     def blob(self, item: Descriptor, *, offset: int = 0) -> Iterator[bytes]:
-        """A blob's bytes from `offset` on, not checked; copes with a registry without ranges.
+        """A blob's bytes from `offset` on; copes with a registry without ranges.
 
-        Raises MissingBlobError, DroppedError, ShareError.
+        A small one is asked for again until its digest is right; others are not checked.
+        Raises MissingBlobError, CorruptBlobError, DroppedError, ShareError.
         """
+        if not offset and item.size <= SMALL_BYTES:
+            yield self.wire.patiently(lambda: self._whole(item))
+        else:
+            yield from self._from(item, offset)
+
+    def _whole(self, item: Descriptor) -> bytes:
+        data = bytearray()
+        for piece in self._from(item, 0):
+            data += piece
+            if len(data) > item.size:
+                break
+        if (found := digest_bytes(bytes(data))) != item.digest:
+            raise DroppedError(
+                f"{self.ref.host} was asked for {item.digest}; the {len(data)} bytes that came "
+                f"are {found}",
+                hint="the transfer or the registry is damaged: try again, or pull from elsewhere",
+            )
+        return bytes(data)
+
+    def _from(self, item: Descriptor, offset: int) -> Iterator[bytes]:
         url = self.path("blobs", item.digest)
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         answer = self.wire.send("GET", url, headers=headers, quiet=(404, 416), stream=True)
@@ -205,8 +222,9 @@ class Registry:
             if answer.status_code < 400 and said == digest:
                 return "OCI-Subject" in answer.headers
             fault = _text(answer)
-            if "BLOB_UNKNOWN" in fault:
+            if "BLOB_UNKNOWN" in fault and _names(data, fault):
                 break
+            self.wire.traffic.add(retried=1)
         raise ShareError(f"{self.ref.host} did not take manifest {digest}: {fault}")
 
     def upload(
@@ -287,6 +305,9 @@ class Registry:
                 answer = self.wire.send(
                     "PATCH", url, headers=headers, data=lambda p=piece: Body(p, tell), again=False
                 )
+                taken = _KEPT.fullmatch(answer.headers.get("Range", ""))
+                if taken and offset < int(taken[1]) + 1 < end:  # not all of it: go on from there
+                    end = int(taken[1]) + 1
                 url, offset, failures = self._location(answer), end, 0
             except DroppedError as error:
                 failures += 1
@@ -318,7 +339,7 @@ class Registry:
         """Where to go on; with TLS kept, which proxies before a registry often drop."""
         said = answer.headers.get("Location")
         if not said:
-            raise ShareError(f"{self.ref.host} does not say where to upload to")
+            raise DroppedError(f"{self.ref.host} does not say where to upload to")
         url = urljoin(str(answer.url), str(said))
         parts = urlsplit(url)
         if parts.scheme == "http" and f"https://{parts.netloc}" == self.wire.origin:
@@ -354,5 +375,11 @@ def _smallest(answer: Any) -> int:
     return int(said) if said.isdigit() else 0
 
 
+def _names(data: bytes, fault: str) -> bool:
+    """Whether the digests in a refusal are a manifest's own; others tell of bytes that changed on
+    the way."""
+    return all(digest.encode() in data for digest in re.findall(r"sha256:\w{64}", fault))
+
+
 def _text(answer: Any) -> str:
-    return f"{answer.status_code} {answer.text[:300]!r}"
+    return f"{answer.status_code} {answer.text[:1000]!r}"

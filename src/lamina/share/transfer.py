@@ -1,11 +1,10 @@
 """Moving blobs: several at once, each going on where it broke off, each checked on arrival."""
 
-import contextlib
 import mmap
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -24,12 +23,10 @@ from lamina.share.parcel import Parcel
 from lamina.share.referrers import Repository
 from lamina.share.wire import Patience
 from lamina.store.layout import Store
-from lamina.store.partial import resumed
+from lamina.store.partial import discard, resumed
 
 WORKERS = 4
 """Transfers at once: while one waits for an answer or the disk, another hashes."""
-SPARE_BYTES = 16 << 20
-"""Room to leave on the disk for indexes and manifests."""
 EVENT_SECONDS = 0.2
 ItemT = TypeVar("ItemT")
 
@@ -143,17 +140,24 @@ def fetch(
     def one(item: Descriptor, stop: threading.Event) -> None:
         fetch_one(store, source, item, tries, count, counter.add, stop)
 
-    side_by_side(one, sorted(items, key=lambda item: -item.size), workers)
+    try:
+        side_by_side(one, sorted(items, key=lambda item: -item.size), workers)
+    except StoreFullError:
+        for item in items:  # halves of blobs are no use on a full disk
+            discard(store, item)
+        raise
 
 
 def _check_room(store: Store, total: int) -> None:
-    with contextlib.suppress(OSError):
+    try:
         free = shutil.disk_usage(store.root).free
-        if total and free < total:
-            raise StoreFullError(
-                f"{total / 1e6:.1f} MB are to come, {free / 1e6:.1f} MB are free at {store.root}",
-                hint="free space (`lamina gc` removes what nothing refers to); nothing was moved",
-            )
+    except OSError:
+        return
+    if free < total:
+        raise StoreFullError(
+            f"{total / 1e6:.1f} MB are to come, {free / 1e6:.1f} MB are free at {store.root}",
+            hint="free space (`lamina gc` removes what nothing refers to); nothing was moved",
+        )
 
 
 def fetch_one(
@@ -195,22 +199,13 @@ def fetch_one(
             patience.pause(failures, getattr(error, "retry_after", None))
 
 
-@contextlib.contextmanager
-def _view(store: Store, parcel: Parcel, item: Descriptor) -> Iterator[memoryview]:
+def _view(store: Store, parcel: Parcel, item: Descriptor) -> memoryview:
     """All bytes of an item, mapped, not read into memory; checked against its digest."""
     known = parcel.made.get(item.digest)
     if known is not None or item.size == 0:
-        yield memoryview(known or b"")
-        return
-    with (
-        store.path(item.digest).open("rb") as handle,
-        mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data,
-    ):
-        view = memoryview(data)
-        try:
-            yield view
-        finally:
-            view.release()
+        return memoryview(known or b"")
+    with store.path(item.digest).open("rb") as handle:
+        return memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def send(
@@ -320,9 +315,8 @@ class _Sending:
             self.counter.add(count)
 
         tell(0)
-        with _view(self.store, self.parcel, item) as data:
-            mount = self.mounts.get(item.digest)
-            sent = self.repository.upload(item, data, mount_from=mount, tell=tell)
+        data, mount = _view(self.store, self.parcel, item), self.mounts.get(item.digest)
+        sent = self.repository.upload(item, data, mount_from=mount, tell=tell)
         self.moved.add(blobs=int(sent), mounted=int(not sent), bytes=item.size if sent else 0)
 
     def blob_if_missing(self, item: Descriptor, stop: threading.Event) -> None:

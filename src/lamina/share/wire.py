@@ -7,10 +7,10 @@ time limits, back-off that grows, HTTP answers as sentences, and no credential o
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from lamina.core.errors import DroppedError, MissingPartError, ShareError
@@ -22,6 +22,7 @@ from lamina.share.reference import RegistryRef
 if TYPE_CHECKING:
     import requests
 
+ResultT = TypeVar("ResultT")
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses after which the same request may well succeed."""
 POOL = 8
@@ -137,14 +138,20 @@ class Wire:
         with growing pauses. Raises DroppedError when no answer came or the registry is busy,
         ShareError for refusals.
         """
+        if not again:
+            return self._once(method, url, headers or {}, data, quiet, stream)
+        return self.patiently(lambda: self._once(method, url, headers or {}, data, quiet, stream))
+
+    def patiently(self, work: Callable[[], ResultT]) -> ResultT:
+        """Do something again, with growing pauses, as long as it ends in DroppedError."""
         failures = 0
         while True:
             try:
-                return self._once(method, url, headers or {}, data, quiet, stream)
+                return work()
             except DroppedError as error:
                 failures += 1
                 self.traffic.add(retried=1)
-                if not again or failures >= self.patience.attempts:
+                if failures >= self.patience.attempts:
                     raise
                 self.patience.pause(failures, error.retry_after)
 

@@ -30,7 +30,7 @@ def resumed(store: BlobStore, item: Descriptor) -> Iterator[BlobWriter]:
     Without a commit they are kept for the next time, unless they are not the blob's: a commit that
     finds other bytes (CorruptBlobError) drops them, and so does a full disk.
     """
-    path = store.blobs_dir / f"{TEMP_PREFIX}part-{item.digest.removeprefix('sha256:')}"
+    path = _path(store, item)
     with clear_os_errors(f"writing a blob in {store.blobs_dir}"):
         handle = _claim(path)
     if handle is None:
@@ -52,6 +52,18 @@ def resumed(store: BlobStore, item: Descriptor) -> Iterator[BlobWriter]:
     finally:
         with contextlib.suppress(OSError):  # closing flushes again what did not fit
             handle.close()
+
+
+def discard(store: BlobStore, item: Descriptor) -> None:
+    """Drop what came of a blob, unless somebody is writing it."""
+    path = _path(store, item)
+    if path.exists() and (handle := _claim(path)) is not None:
+        path.unlink(missing_ok=True)
+        handle.close()
+
+
+def _path(store: BlobStore, item: Descriptor) -> Path:
+    return store.blobs_dir / f"{TEMP_PREFIX}part-{item.digest.removeprefix('sha256:')}"
 
 
 def _claim(path: Path) -> IO[bytes] | None:
