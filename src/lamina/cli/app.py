@@ -20,6 +20,7 @@ from lamina.cli import (
     export,
     gc,
     import_,
+    key,
     list_,
     log,
     merge,
@@ -31,6 +32,7 @@ from lamina.cli import (
     runs,
     serve,
     show,
+    sign,
     squash,
     status,
     tag,
@@ -40,6 +42,7 @@ from lamina.cli import (
     votes,
 )
 from lamina.core.errors import LaminaError, UsageError
+from lamina.core.plain import shown
 from lamina.core.version import __version__
 
 EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
@@ -90,11 +93,13 @@ for command in (
     export,
     gc,
     verify,
+    sign,
     votes,
 ):
     command.register(app)
 app.add_typer(base.app, name="base")
 app.add_typer(access.app, name="access")
+app.add_typer(key.app, name="key")
 app.add_typer(import_.app, name="import")
 
 
@@ -123,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"lamina: {text}\n")
+    sys.stderr.write(f"lamina: {shown(text)}\n")
 
 
 def _check_text(arguments: Sequence[str]) -> None:

@@ -30,6 +30,7 @@ SCORES_TYPE = "application/vnd.lamina.evidence.scores.v1"
 NAMING_TYPE = "application/vnd.lamina.evidence.naming.v1"
 CERTIFICATE_TYPE = "application/vnd.lamina.evidence.certificate.v1"
 CARRIED_TYPE = "application/vnd.lamina.evidence.carried.v1"
+SIGNATURE_TYPE = "application/vnd.lamina.evidence.signature.v1"
 
 CONFIG_SUFFIX = ".config+json"
 """A config blob's mediaType is its manifest's artifactType + this."""
@@ -338,3 +339,24 @@ class CarriedEvidence(Value):
     """The examinations by which the rungs were judged."""
     retrain_seconds: float | None = None
     """What training the layer took when it was made."""
+
+
+class EnvelopeSignature(Value):
+    """One signature in an envelope."""
+
+    keyid: Digest
+    sig: Annotated[str, Field(max_length=200)]
+    """Base64 of 64 bytes."""
+
+
+class SignatureEvidence(Value):
+    """A DSSE envelope: a statement, and signatures over it. Subject: the object that it names.
+
+    https://github.com/secure-systems-lab/dsse/blob/v1.0.0/envelope.md
+    """
+
+    payloadType: Annotated[str, Field(max_length=200)]
+    payload: Annotated[str, Field(max_length=20_000)]
+    """Base64 of the statement's canonical JSON (`share.signature.Statement`)."""
+    signatures: Annotated[tuple[EnvelopeSignature, ...], Field(min_length=1, max_length=1)]
+    """One: who else signs makes a statement of their own."""

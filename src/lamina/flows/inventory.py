@@ -21,6 +21,8 @@ from lamina.core.manifests import (
 )
 from lamina.core.names import LATEST, Name, parse_name, parse_reference
 from lamina.flows.evidence import recorded
+from lamina.flows.trust import Trust, signature_lines, signatures, stack_signatures
+from lamina.share.signature import Finding
 from lamina.store.layout import Store
 
 
@@ -74,29 +76,29 @@ def travelling_rows(store: Store, text: str) -> str:
     return store.read(found.digest).decode() if found else ""
 
 
-def describe(store: Store, text: str) -> dict[str, Any]:
-    """A base, layer or stack with everything recorded about it."""
-    from lamina.flows.bases import details
-
+def describe(store: Store, text: str, trust: Trust | None = None) -> dict[str, Any]:
+    """A base, layer or stack with everything recorded about it; with `trust`, who signed it."""
     reference = parse_reference(text)
     if isinstance(reference, Name) and reference.name not in store.names():
         if reference.name in store.bases():
-            return {"kind": "base", **details(store, reference.name)}
+            return _base(store, reference.name, trust)
         raise UnknownNameError(f"nothing is called {text!r}", hint="see: lamina list")
     descriptor = store.resolve(reference)
     manifest = store.manifest(descriptor.digest)
     if manifest.artifactType == BASE_TYPE:
         name = next(n for n, b in store.bases().items() if b.digest == descriptor.digest)
-        return {"kind": "base", **details(store, name)}
+        return _base(store, name, trust)
     if manifest.artifactType == LAYER_TYPE:
-        return {"kind": "layer", **_layer(store, descriptor.digest)}
+        return {"kind": "layer", **_layer(store, descriptor.digest, trust)}
     config = store.config(manifest, StackConfig)
     return {
         "kind": "stack",
         "name": text,
         "stack": descriptor.digest,
         "base": config.base,
-        "layers": [{"weight": item.weight, **_layer(store, item.layer)} for item in config.layers],
+        "layers": [
+            {"weight": item.weight, **_layer(store, item.layer, trust)} for item in config.layers
+        ],
         "scores": [
             {
                 "exam": record.exam_digest,
@@ -106,10 +108,26 @@ def describe(store: Store, text: str) -> dict[str, Any]:
             }
             for record in store.evidence(descriptor.digest, SCORES_TYPE, ScoresEvidence)
         ],
+        **_signed(store, descriptor.digest, trust),
     }
 
 
-def _layer(store: Store, digest: str) -> dict[str, Any]:
+def _base(store: Store, name: str, trust: Trust | None) -> dict[str, Any]:
+    from lamina.flows.bases import details
+
+    digest = store.resolve_base(name).digest
+    return {"kind": "base", **details(store, name), **_signed(store, digest, trust)}
+
+
+def _signed(store: Store, digest: str, trust: Trust | None) -> dict[str, Any]:
+    """What the object's signatures prove; nothing where nobody asks."""
+    if trust is None:
+        return {}
+    found = signatures(store, trust, digest)
+    return {"signatures": [finding.model_dump(mode="json") for finding in found]}
+
+
+def _layer(store: Store, digest: str, trust: Trust | None) -> dict[str, Any]:
     manifest = store.manifest(digest)
     config = store.config(manifest, LayerConfig)
     costs = store.evidence(digest, COST_TYPE, CostEvidence)
@@ -120,6 +138,7 @@ def _layer(store: Store, digest: str) -> dict[str, Any]:
         "bytes": sum(blob.size for blob in manifest.layers),
         "cost": costs[-1].model_dump(mode="json") if costs else None,
         "certificate": certificates[-1].model_dump(mode="json") if certificates else None,
+        **_signed(store, digest, trust),
     }
 
 
@@ -128,10 +147,12 @@ def render(found: dict[str, Any]) -> str:
     if found["kind"] == "base":
         from lamina.flows.bases import render as render_base
 
-        return render_base({k: v for k, v in found.items() if k != "kind"})
+        shown = render_base({k: v for k, v in found.items() if k not in ("kind", "signatures")})
+        return "\n".join([shown, *_signature_lines(found)])
     if found["kind"] == "layer":
         return _render_layer(found)
     lines = [f"stack @{short(found['stack'])}  base @{short(found['base'])}"]
+    lines += _signature_lines(found)
     for layer in reversed(found["layers"]):  # the top first, as a stack lies
         lines += ["", _render_layer(layer)]
     for score in found["scores"]:
@@ -172,7 +193,12 @@ def _render_layer(layer: dict[str, Any]) -> str:
         lines.append(f"  exam {exam['name']}: {exam['rows']} questions{withheld}")
     if layer["rehearsal"]:
         lines.append(f"  rehearsal set: {layer['rehearsal']}")
+    lines += _signature_lines(layer)
     return "\n".join(lines)
+
+
+def _signature_lines(found: Mapping[str, Any]) -> list[str]:
+    return signature_lines([Finding(**each) for each in found.get("signatures", ())])
 
 
 def certificate_lines(found: Mapping[str, Any]) -> list[str]:
@@ -196,8 +222,11 @@ def certificate_lines(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def history(store: Store, name: str | None) -> list[dict[str, Any]]:
-    """Every recorded move of one name, or of all, newest first. Raises UnknownNameError."""
+def history(store: Store, name: str | None, trust: Trust | None = None) -> list[dict[str, Any]]:
+    """Every recorded move of one name, or of all, newest first; with `trust`, who signed each.
+
+    Raises UnknownNameError.
+    """
     names = store.names()
     wanted = parse_name(name).name if name else None
     if wanted is not None and wanted not in names:
@@ -205,13 +234,18 @@ def history(store: Store, name: str | None) -> list[dict[str, Any]]:
     chosen = {each: tags for each, tags in names.items() if wanted in (None, each)}
     stacks = {target.digest for tags in chosen.values() for target in tags.values()}
     records = recorded(store, NAMING_TYPE, stacks)
+    signed = {} if trust is None else stack_signatures(store, trust, stacks)
     moves = []
     for each, tags in chosen.items():
         for tag, target in tags.items():
             version = Name(each, tag).version
             if version is not None:
                 known = records.get(target.digest, ())
-                moves.append(_move(each, version, target.digest, known))
+                made = _move(each, version, target.digest, known)
+                if trust is not None:
+                    found = signed.get(target.digest, ())
+                    made["signatures"] = [finding.model_dump(mode="json") for finding in found]
+                moves.append(made)
     return sorted(moves, key=lambda m: (m["created"] or "", m["version"]), reverse=True)
 
 
@@ -245,4 +279,5 @@ def render_history(moves: list[dict[str, Any]]) -> str:
             f"{move['name']}:v{move['version']}  @{short(move['stack'])}  "
             f"{move['created'] or '?'}{who}  {gate if move['passed'] is not None else ''}".rstrip()
         )
+        lines += _signature_lines(move)
     return "\n".join(lines)

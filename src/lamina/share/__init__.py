@@ -1,0 +1,1 @@
+"""Sharing: what moves between stores, and the places that it moves to and from."""
