@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from lamina.core.errors import StoreError
+from lamina.core.manifests import NAMING_TYPE, ImageManifest, NamingEvidence
 from lamina.store.layout import Store
 from tests.cli.program import Program, config_of
 from tests.store import make
@@ -78,11 +80,9 @@ def test_the_policy_is_shown_and_its_faults_are_named(program):
 
 
 def test_what_strangers_wrote_is_no_order_to_the_terminal(program):
+    """Evidence that lamina would not have written, in a store that somebody else made."""
     store = Store.open(program.home)
-    (name,) = store.names()
-    from lamina.core.manifests import NAMING_TYPE, NamingEvidence
-
-    stack = store.names()[name]["v1"]
+    stack = store.names()["support"]["v1"]
     evil = "anna\x1b]52;c;ZXZpbA==\x07\x9b2J\u202egnp.exe"
     evidence = NamingEvidence(
         created="2026-01-01T00:00:00Z",
@@ -90,8 +90,13 @@ def test_what_strangers_wrote_is_no_order_to_the_terminal(program):
         version=1,
         verdict={"passed": True},
         author=evil,
+        override=evil,
     )
-    store.put_evidence(NAMING_TYPE, evidence, stack)
+    with pytest.raises(StoreError, match="control character"):
+        store.put_evidence(NAMING_TYPE, evidence, stack)
+    config = store.put_bytes(evidence.to_bytes(), NAMING_TYPE + ".config+json")
+    manifest = ImageManifest(artifactType=NAMING_TYPE, config=config, layers=(), subject=stack)
+    store.add_root(store.put_manifest(manifest))
     for words in (("log", "support"), ("log", "support", "--json")):
         out = program(*words).done().out
         assert "anna" in out

@@ -7,11 +7,14 @@ same work (no time, no duration), so equal work has equal digests; what varies (
 overrides, signatures) is evidence: a manifest whose `subject` is the thing it speaks of.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, StringConstraints
 
 from lamina.core.digest import Digest, digest_json
+from lamina.core.errors import UsageError
+from lamina.core.names import Name
 from lamina.core.recipe import Recipe, Scaling, ScorerName
 from lamina.core.values import Value
 
@@ -45,14 +48,39 @@ SOURCE = "org.opencontainers.image.source"
 CREATED = "org.opencontainers.image.created"
 IDENTITY = "dev.lamina.base.identity"
 
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
+_MODULE = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
+MAX_RANK = 16384
+"""Highest rank of an update that is read."""
+MAX_NEW_TOKENS = 32768
+"""Longest answer that an exam may ask for."""
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+MediaType = Annotated[str, StringConstraints(pattern="^[!-~][ -~]{0,254}$")]
+
+
+def _layer_name(text: str) -> str:
+    """A layer is called as a stack could be. Raises ValueError."""
+    try:
+        return Name(text).name
+    except UsageError as error:
+        raise ValueError(error.message) from None
+
+
+def _module_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if len(name) > 300 or not _MODULE.fullmatch(name):
+            raise ValueError(f"{name[:100]!r} is no module's name")
+    return names
+
 
 class Descriptor(Value):
     """OCI content descriptor."""
 
-    mediaType: str
+    mediaType: MediaType
     digest: Digest
-    size: Annotated[int, Field(ge=0)]
-    artifactType: str | None = None
+    size: Count
+    artifactType: MediaType | None = None
     annotations: dict[str, str] | None = None
 
     @property
@@ -66,14 +94,25 @@ class Descriptor(Value):
         return (self.annotations or {}).get(REF_NAME)
 
 
+def _file_names(blobs: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
+    """Refuse titles that are no plain file names (they become files), or that come twice."""
+    titles = [blob.title for blob in blobs if blob.title]
+    strange = next((title for title in titles if not _FILE_NAME.fullmatch(title)), None)
+    if strange is not None:
+        raise ValueError(f"{strange[:100]!r} is no plain file name")
+    if len(set(titles)) != len(titles):
+        raise ValueError("two blobs have the same file name")
+    return blobs
+
+
 class ImageManifest(Value):
     """OCI image manifest, image-spec 1.1."""
 
     schemaVersion: Literal[2] = 2
     mediaType: Literal["application/vnd.oci.image.manifest.v1+json"] = MANIFEST_TYPE
-    artifactType: str
+    artifactType: MediaType
     config: Descriptor
-    layers: tuple[Descriptor, ...]
+    layers: Annotated[tuple[Descriptor, ...], AfterValidator(_file_names)]
     subject: Descriptor | None = None
     annotations: dict[str, str] | None = None
 
@@ -135,7 +174,7 @@ class StackedLayer(Value):
     """One layer in a stack, with its weight."""
 
     layer: Digest
-    weight: float = 1.0
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
 
 
 class SourceFile(Value):
@@ -178,7 +217,7 @@ class ExamSpec(Value):
     rows: int
     private: bool = False
     """Questions withheld: only results and this digest travel."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)] = 128
 
 
 Origin = Literal["trained", "imported", "updated", "carried", "distilled", "squashed", "merged"]
@@ -195,17 +234,17 @@ those that an older version already carried; or nothing."""
 class LayerConfig(Value):
     """A layer: immutable, trained over one exact stack."""
 
-    name: str
+    name: Annotated[str, AfterValidator(_layer_name)]
     base: Digest
     """Identity of the base."""
     parents: tuple[StackedLayer, ...]
     """The exact layers beneath, lowest first."""
-    rank: int
-    alpha: float
+    rank: Annotated[int, Field(ge=1, le=MAX_RANK)]
+    alpha: Annotated[float, Field(allow_inf_nan=False)]
     scaling: Scaling
-    modules: tuple[str, ...]
+    modules: Annotated[tuple[str, ...], AfterValidator(_module_names)]
     """Full names of the linears it touches."""
-    parameters: int
+    parameters: Count
     recipe: Recipe | None = None
     """Resolved; None for an imported layer."""
     data: DataFingerprint | None = None
