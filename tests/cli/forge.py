@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 
-from lamina.core.manifests import PROPOSAL_TYPE, LayerConfig, ProposalEvidence, StackedLayer
+from lamina.core.manifests import PROPOSAL_TYPE, LayerConfig, StackedLayer
 from lamina.core.names import Name
+from lamina.core.proposals import ProposalEvidence
 from lamina.flows import landing
 from lamina.lowrank import codec
 from lamina.lowrank.maths import Factors

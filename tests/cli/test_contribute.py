@@ -7,18 +7,14 @@ import tarfile
 
 import pytest
 
-from lamina.core.manifests import (
-    REVIEW_TYPE,
-    SCORES_TYPE,
-    ReviewEvidence,
-    ScoresEvidence,
-)
+from lamina.core.manifests import REVIEW_TYPE, SCORES_TYPE, ScoresEvidence
 from lamina.core.names import Name
+from lamina.core.proposals import ReviewEvidence
 from lamina.flows.examine import ENGINE
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
 from tests.cli import forge
-from tests.cli.program import Program
+from tests.cli.program import Program, config_of
 from tests.made import QUICK, write_rows
 from tests.share import registries
 
@@ -367,3 +363,28 @@ def test_a_proposal_as_a_tag_in_a_registry(ann, keeper, tmp_path):
         keeper("push", "times", ours).done()
     kinds = {e.artifactType for e in Store.open(keeper.home).entries()}
     assert REVIEW_TYPE in kinds
+
+
+# -- whose word counts -----------------------------------------------------------------------------
+
+
+def test_the_trust_policy_decides_who_must_have_signed(ann, keeper, offer, tmp_path):
+    policy = config_of(keeper.home) / "policy.toml"
+    policy.parent.mkdir(parents=True, exist_ok=True)
+    policy.write_text('unsigned = "refuse"\n')
+    unsigned = offer()
+    refused(keeper, unsigned, "trust policy: @", same=False)
+    ann("key", "new", "--name", "ann").done()
+    ann("sign", "minus").done()
+    unsigned.unlink()
+    signed = offer()
+    refused(keeper, signed, "trust policy: @", same=False)  # Ann's key is not known here
+    (tmp_path / "ann.pub").write_text(ann("key", "export").done().out)
+    keeper("key", "trust", tmp_path / "ann.pub", "--name", "ann").done()
+    report = keeper("review", signed, "--json").done().json
+    assert report["signed_by"] == ["ann"]
+    assert "signed by ann" in keeper("review", signed).done().out
+    keeper("key", "revoke", "ann", "--reason", "lost").done()
+    keeper("accept", signed).refused("the trust policy refuses it now", code=1)
+    assert keeper("show", "times", "--json").json["layers"][-1]["name"] == "times"
+    keeper("accept", signed, "--despite", "I asked her").done()

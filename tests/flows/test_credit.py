@@ -4,14 +4,14 @@ import pytest
 
 from lamina.core.errors import CheckError
 from lamina.core.manifests import LayerConfig
-from lamina.flows import adapters
+from lamina.flows import adapters, learn, rebase, update
 from lamina.flows.credit import contributors, credits_of
 from lamina.flows.inventory import describe, history, render
 from lamina.flows.licensing import licences_of
 from lamina.flows.merge import merge
 from lamina.flows.squash import squash
 from lamina.stack.resolve import resolve
-from tests.flows.world import Said, learned
+from tests.flows.world import Said, learned, write_rows
 
 WHY = "it is a test"
 
@@ -128,3 +128,35 @@ def test_a_commercial_export_stops_at_a_licence_that_bans_it(store, tmp_path):
     assert made["licences"]["despite"] == "we paid"
     assert made["licences"]["expression"] == "CC-BY-NC-4.0"
     adapters.export(store, "kind", tmp_path / "free", "peft", Said())
+
+
+# -- versions and carries --------------------------------------------------------------------------
+
+
+def test_an_update_credits_the_version_that_it_went_on_from(store, tmp_path):
+    old = resolve(store, "first").layers[-1]
+    asked = update.Request(
+        stack="first", data=[write_rows(tmp_path / "new.jsonl", 20, word="fruit")],
+        accept_regression=WHY, author="ben",
+    )  # fmt: skip
+    new = learn.execute(store, update.prepare(store, asked, Said()), Said())
+    (credit,) = new.config.credits
+    assert (credit.layer, credit.author, credit.share) == (old.digest, "ann", None)
+    assert contributors(store, resolve(store, "first").layers) == ("ben", "ann")
+    again = update.Request(
+        stack="first", data=[write_rows(tmp_path / "newer.jsonl", 20, word="stone")],
+        accept_regression=WHY, author="cem",
+    )  # fmt: skip
+    newest = learn.execute(store, update.prepare(store, again, Said()), Said())
+    assert [c.author for c in newest.config.credits] == ["ben", "ann"]
+
+
+def test_a_carried_layer_credits_its_author_for_all_of_it(store, tmp_path):
+    learned(store, tmp_path, "beside", word="plant", author="dee")
+    asked = rebase.Request(stack="second", onto="beside", name="moved", override=WHY, author="eve")
+    rebase.rebase(store, asked, Said(), lambda: False)
+    source, moved = (resolve(store, name).layers[-1] for name in ("second", "moved"))
+    assert moved.config.origin in ("carried", "distilled", "trained")
+    (credit,) = moved.config.credits
+    assert credit.layer == source.digest
+    assert credit.share in (1.0, None)  # None where it had to be trained again

@@ -59,6 +59,7 @@ def accept(
             override=accept_regression,
             despite=despite,
             author=author or environment.author(),
+            trust=environment.trust(),
         )
     if json:
         print_json(accepted)

@@ -21,6 +21,7 @@ from lamina.cli import (
     export,
     gc,
     import_,
+    key,
     list_,
     log,
     merge,
@@ -36,6 +37,7 @@ from lamina.cli import (
     runs,
     serve,
     show,
+    sign,
     squash,
     status,
     tag,
@@ -45,6 +47,7 @@ from lamina.cli import (
     votes,
 )
 from lamina.core.errors import LaminaError, UsageError
+from lamina.core.plain import shown
 from lamina.core.version import __version__
 
 EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
@@ -100,11 +103,13 @@ for command in (
     accept,
     gc,
     verify,
+    sign,
     votes,
 ):
     command.register(app)
 app.add_typer(base.app, name="base")
 app.add_typer(access.app, name="access")
+app.add_typer(key.app, name="key")
 app.add_typer(import_.app, name="import")
 
 
@@ -133,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"lamina: {text}\n")
+    sys.stderr.write(f"lamina: {shown(text)}\n")
 
 
 def _check_text(arguments: Sequence[str]) -> None:

@@ -34,11 +34,11 @@ def review(
     lamina review oci://ghcr.io/ann/agent:proposal
 
     Everything happens beside your store: what is refused leaves nothing in it. Checked are the
-    bytes against their digests, base and parents, licences, the weights (sizes against its recipe
-    and other layers, copies of others' layers, interference with those beneath), every exam of the
-    stack beneath and of the layer, sat here, through the gate, and its author's claims against
-    what was measured. What passes is kept without a name until you `lamina accept` it, and the
-    report goes on record. Nothing in a layer is ever run as a program.
+    bytes against their digests, base and parents, signatures by your trust policy, licences, the
+    weights (sizes against its recipe and other layers, copies of others' layers, interference with
+    those beneath), every exam of the stack beneath and of the layer, sat here, through the gate,
+    and its author's claims against what was measured. What passes is kept without a name until
+    you `lamina accept` it, and the report goes on record. Nothing in a layer is run as a program.
     """
     from lamina.flows import review as flow
     from lamina.flows.offers import offered
@@ -54,6 +54,7 @@ def review(
             Terminal(),
             onto=onto,
             reviewer=environment.author(),
+            trust=environment.trust(),
         )
     if json:
         print_json(report.to_json())

@@ -7,11 +7,14 @@ same work (no time, no duration), so equal work has equal digests; what varies (
 overrides, signatures) is evidence: a manifest whose `subject` is the thing it speaks of.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, StringConstraints
 
 from lamina.core.digest import Digest, digest_json
+from lamina.core.errors import UsageError
+from lamina.core.names import Name
 from lamina.core.recipe import Recipe, Scaling, ScorerName
 from lamina.core.values import Value
 
@@ -30,6 +33,7 @@ SCORES_TYPE = "application/vnd.lamina.evidence.scores.v1"
 NAMING_TYPE = "application/vnd.lamina.evidence.naming.v1"
 CERTIFICATE_TYPE = "application/vnd.lamina.evidence.certificate.v1"
 CARRIED_TYPE = "application/vnd.lamina.evidence.carried.v1"
+SIGNATURE_TYPE = "application/vnd.lamina.evidence.signature.v1"
 STANDS_TYPE = "application/vnd.lamina.evidence.stands.v1"
 PROPOSAL_TYPE = "application/vnd.lamina.evidence.proposal.v1"
 REVIEW_TYPE = "application/vnd.lamina.evidence.review.v1"
@@ -49,14 +53,39 @@ SOURCE = "org.opencontainers.image.source"
 CREATED = "org.opencontainers.image.created"
 IDENTITY = "dev.lamina.base.identity"
 
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
+_MODULE = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
+MAX_RANK = 16384
+"""Highest rank of an update that is read."""
+MAX_NEW_TOKENS = 32768
+"""Longest answer that an exam may ask for."""
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+MediaType = Annotated[str, StringConstraints(pattern="^[!-~][ -~]{0,254}$")]
+
+
+def _layer_name(text: str) -> str:
+    """A layer is called as a stack could be. Raises ValueError."""
+    try:
+        return Name(text).name
+    except UsageError as error:
+        raise ValueError(error.message) from None
+
+
+def _module_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if len(name) > 300 or not _MODULE.fullmatch(name):
+            raise ValueError(f"{name[:100]!r} is no module's name")
+    return names
+
 
 class Descriptor(Value):
     """OCI content descriptor."""
 
-    mediaType: str
+    mediaType: MediaType
     digest: Digest
-    size: Annotated[int, Field(ge=0)]
-    artifactType: str | None = None
+    size: Count
+    artifactType: MediaType | None = None
     annotations: dict[str, str] | None = None
 
     @property
@@ -70,14 +99,25 @@ class Descriptor(Value):
         return (self.annotations or {}).get(REF_NAME)
 
 
+def _file_names(blobs: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
+    """Refuse titles that are no plain file names (they become files), or that come twice."""
+    titles = [blob.title for blob in blobs if blob.title]
+    strange = next((title for title in titles if not _FILE_NAME.fullmatch(title)), None)
+    if strange is not None:
+        raise ValueError(f"{strange[:100]!r} is no plain file name")
+    if len(set(titles)) != len(titles):
+        raise ValueError("two blobs have the same file name")
+    return blobs
+
+
 class ImageManifest(Value):
     """OCI image manifest, image-spec 1.1."""
 
     schemaVersion: Literal[2] = 2
     mediaType: Literal["application/vnd.oci.image.manifest.v1+json"] = MANIFEST_TYPE
-    artifactType: str
+    artifactType: MediaType
     config: Descriptor
-    layers: tuple[Descriptor, ...]
+    layers: Annotated[tuple[Descriptor, ...], AfterValidator(_file_names)]
     subject: Descriptor | None = None
     annotations: dict[str, str] | None = None
 
@@ -139,7 +179,7 @@ class StackedLayer(Value):
     """One layer in a stack, with its weight."""
 
     layer: Digest
-    weight: float = 1.0
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
 
 
 class SourceFile(Value):
@@ -182,7 +222,7 @@ class ExamSpec(Value):
     rows: int
     private: bool = False
     """Questions withheld: only results and this digest travel."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)] = 128
 
 
 Origin = Literal["trained", "imported", "updated", "carried", "distilled", "squashed", "merged"]
@@ -215,17 +255,17 @@ class Credit(Value):
 class LayerConfig(Value):
     """A layer: immutable, trained over one exact stack."""
 
-    name: str
+    name: Annotated[str, AfterValidator(_layer_name)]
     base: Digest
     """Identity of the base."""
     parents: tuple[StackedLayer, ...]
     """The exact layers beneath, lowest first."""
-    rank: int
-    alpha: float
+    rank: Annotated[int, Field(ge=1, le=MAX_RANK)]
+    alpha: Annotated[float, Field(allow_inf_nan=False)]
     scaling: Scaling
-    modules: tuple[str, ...]
+    modules: Annotated[tuple[str, ...], AfterValidator(_module_names)]
     """Full names of the linears it touches."""
-    parameters: int
+    parameters: Count
     recipe: Recipe | None = None
     """Resolved; None for an imported layer."""
     data: DataFingerprint | None = None
@@ -367,6 +407,27 @@ class CarriedEvidence(Value):
     """What training the layer took when it was made."""
 
 
+class EnvelopeSignature(Value):
+    """One signature in an envelope."""
+
+    keyid: Digest
+    sig: Annotated[str, Field(max_length=200)]
+    """Base64 of 64 bytes."""
+
+
+class SignatureEvidence(Value):
+    """A DSSE envelope: a statement, and signatures over it. Subject: the object that it names.
+
+    https://github.com/secure-systems-lab/dsse/blob/v1.0.0/envelope.md
+    """
+
+    payloadType: Annotated[str, Field(max_length=200)]
+    payload: Annotated[str, Field(max_length=20_000)]
+    """Base64 of the statement's canonical JSON (`share.signature.Statement`)."""
+    signatures: Annotated[tuple[EnvelopeSignature, ...], Field(min_length=1, max_length=1)]
+    """One: who else signs makes a statement of their own."""
+
+
 class StandsEvidence(Value):
     """Which base an object stands on, and where to get it. Subject: the stack or the layer.
 
@@ -381,74 +442,3 @@ class StandsEvidence(Value):
     """Where it came from; None where that was a folder of the sender's."""
     manifest: Descriptor
     """The sender's manifest of it, which may have come along."""
-
-
-class Claim(Value):
-    """One exam's result as a contributor states it."""
-
-    exam: str
-    layer: str
-    """Name of the layer that carries it."""
-    exam_digest: Digest
-    metric: str
-    value: float
-    n: int
-    beneath: float | None = None
-    """Value of the stack without its top layer; None where that did not sit it."""
-    withheld: bool = False
-    """Its questions do not travel, and so nobody else can ask them."""
-    engine: Digest
-    """What else decided the answers, as in ScoresEvidence."""
-
-
-class ProposalEvidence(Value):
-    """A layer offered to somebody else's stack. Subject: the stack that it is the top of.
-
-    Holds nothing that varies: the same proposal made twice has the same bytes.
-    """
-
-    name: str
-    """What its author calls the stack."""
-    onto: str | None = None
-    """Name of the receiver's that should move."""
-    note: str | None = None
-    author: str | None = None
-    layer: Digest
-    """The top layer: what is offered."""
-    claims: tuple[Claim, ...] = ()
-    despite: str | None = None
-    """The reason given for sharing what a licence forbids to share."""
-
-
-class Measured(Value):
-    """One exam on the reviewer's machine."""
-
-    exam: str
-    layer: str
-    exam_digest: Digest
-    metric: str
-    value: float
-    ci: tuple[float, float]
-    n: int
-    beneath: float | None = None
-    claimed: float | None = None
-    identical: bool | None = None
-    """Every question scored as claimed, to the bit; None where nothing was claimed of it."""
-
-
-class ReviewEvidence(Value):
-    """What a reviewer found out about a proposal. Subject: the proposed stack."""
-
-    created: str
-    reviewer: str | None = None
-    onto: str | None = None
-    previous: Digest | None = None
-    """Stack that `onto` pointed at."""
-    accepted: bool
-    reasons: tuple[str, ...] = ()
-    """Why it was refused, one sentence each."""
-    looks: tuple[str, ...] = ()
-    """What to look at although it does not refuse."""
-    measured: tuple[Measured, ...] = ()
-    engine: Digest
-    seconds: float

@@ -10,9 +10,10 @@ from lamina.flows.examine import parent_of
 from lamina.flows.landing import gate_and_name
 from lamina.flows.naming import new_name
 from lamina.flows.offers import Offered
-from lamina.flows.review import own_review, review
+from lamina.flows.review import ask_policy, own_review, review
 from lamina.flows.reviewed import Report
-from lamina.stack.resolve import of_descriptor
+from lamina.flows.trust import Trust, signatures
+from lamina.stack.resolve import ResolvedStack, of_descriptor
 from lamina.store.layout import Store
 
 
@@ -25,6 +26,7 @@ def accept(
     override: str | None = None,
     despite: str | None = None,
     author: str | None = None,
+    trust: Trust | None = None,
 ) -> dict[str, Any]:
     """Move `name` (the one that it is proposed for) to a proposed stack.
 
@@ -43,6 +45,7 @@ def accept(
             reporter,
             onto=onto,
             reviewer=author,
+            trust=trust,
             insist=lambda found: _insist(found, override, despite),
         )
         known = report.evidence
@@ -50,6 +53,8 @@ def accept(
         reporter.say(f"reviewed here on {known.created[:10]}: that holds")
     target = target or _proposed(store, known.onto)
     stack = of_descriptor(store, store.describe(what.stack), label=target.name)
+    if report is None and trust is not None:
+        _still_trusted(store, trust, stack, what, despite)
     beneath = parent_of(store, stack)
     assert beneath is not None  # a review refuses bare bases
     reasons = "; ".join(filter(None, [override, despite])) or None
@@ -106,6 +111,23 @@ def _insist(report: Report, override: str | None, despite: str | None) -> None:
             "not accepted: the review refuses it",
             faults=report.evidence.reasons,
             hint=f"nothing of it was kept; to accept it all the same: {' '.join(missing)}",
+        )
+
+
+def _still_trusted(
+    store: Store, trust: Trust, stack: ResolvedStack, what: Offered, despite: str | None
+) -> None:
+    """Ask the policy again: keys may have been revoked since the review. Raises CheckError."""
+    findings = [
+        *signatures(store, trust, stack.digest),
+        *signatures(store, trust, stack.layers[-1].digest),
+    ]
+    said = ask_policy(trust, stack, findings, stack.label, what.label)
+    if said is not None and not said.allowed and not despite:
+        raise CheckError(
+            "not accepted: the trust policy refuses it now",
+            faults=said.reasons,
+            hint='to accept it all the same: --despite "why"',
         )
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lamina.core.manifests import Claim, Measured, ScoresEvidence
+from lamina.core.manifests import ScoresEvidence
+from lamina.core.proposals import Claim, Measured
 from lamina.exams.report import score_of, value_text
 from lamina.exams.runner import ExamResult
 from lamina.flows.examine import ENGINE

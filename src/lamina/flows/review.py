@@ -5,6 +5,7 @@ store. What passes is kept there without a name, with the report as evidence. Re
 from elsewhere are marked in the index, and are not believed.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,16 +29,17 @@ from lamina.core.errors import (
 )
 from lamina.core.licences import Licensed
 from lamina.core.manifests import (
+    LAYER_TYPE,
     PROPOSAL_TYPE,
     REVIEW_TYPE,
     SCORES_TYPE,
+    SIGNATURE_TYPE,
     STACK_TYPE,
-    Measured,
-    ProposalEvidence,
-    ReviewEvidence,
     ScoresEvidence,
+    SignatureEvidence,
 )
 from lamina.core.names import LATEST, Name, parse_name
+from lamina.core.proposals import Measured, ProposalEvidence, ReviewEvidence
 from lamina.core.report import Reporter
 from lamina.flows import runs
 from lamina.flows.claims import Compared, compare
@@ -48,10 +50,14 @@ from lamina.flows.offers import Offered
 from lamina.flows.propose import travelling
 from lamina.flows.quarantine import Beside, keep_results, move_in, quarantine
 from lamina.flows.reviewed import Report
+from lamina.flows.trust import Trust, findings_of, subject_of
 from lamina.share.archive import Archive
 from lamina.share.incoming import Incoming, admit, look
+from lamina.share.policy import Verdict, judge
+from lamina.share.signature import Finding
 from lamina.stack.resolve import ResolvedStack, of_descriptor
 from lamina.store.layout import Store
+from lamina.store.strict import ValueT
 
 
 def review(
@@ -61,17 +67,19 @@ def review(
     *,
     onto: str | None = None,
     reviewer: str | None = None,
+    trust: Trust | None = None,
     insist: Callable[[Report], None] | None = None,
 ) -> Report:
     """Look at a proposal from every side; keep it, unnamed, where nothing speaks against it.
 
-    `onto`: the name that would move, where the proposal does not say. `insist` is asked about a
-    proposal that is refused; it is kept too unless that raises.
+    `onto`: the name that would move, where the proposal does not say. `trust`: whose signatures
+    count, and what its policy says of what they did not sign; None asks nobody. `insist` is asked
+    about a proposal that is refused; it is kept too unless that raises.
     Raises UsageError, UnknownNameError where this store lacks the base.
     """
-    began = time.monotonic()
     with quarantine(store) as beside:
-        report, incoming = _reviewed(beside, what, reporter, onto, reviewer, began)
+        finding = _Finding(what, onto, reviewer, time.monotonic())
+        report, incoming = _reviewed(beside, what, reporter, finding, trust)
         try:
             if insist is not None and not report.accepted:
                 insist(report)
@@ -86,12 +94,10 @@ def _reviewed(
     beside: Store,
     what: Offered,
     reporter: Reporter,
-    onto: str | None,
-    reviewer: str | None,
-    began: float,
+    finding: "_Finding",
+    trust: Trust | None,
 ) -> tuple[Report, Incoming | None]:
     """The report, and what was taken into the quarantine; None where that could not be read."""
-    finding = _Finding(what, onto, reviewer, began)
     try:
         if isinstance(what.source, Archive):
             what.source.check()
@@ -112,6 +118,8 @@ def _reviewed(
         if not stack.layers:
             raise StoreError(f"{what.label} holds a bare base")
         finding.look_at_place(beside, stack)
+        if trust is not None:
+            finding.look_at_signatures(stack, incoming, trust)
         finding.look_at_licences(beside, stack)
         finding.look_at_weights(beside, stack, reporter)
         finding.examine(beside, stack, incoming, reporter)
@@ -139,6 +147,7 @@ class _Finding:
         self._measured: tuple[Measured, ...] = ()
         self._previous: Digest | None = None
         self._contributors: tuple[str, ...] = ()
+        self._signed_by: tuple[str, ...] = ()
         self._licences: Licensed | None = None
         self._travels: tuple[str, ...] = ()
         self._weights: dict[str, Any] | None = None
@@ -188,6 +197,21 @@ class _Finding:
                 f"over: lamina rebase {stack.label} --onto {self.onto})"
             )
 
+    def look_at_signatures(self, stack: ResolvedStack, incoming: Incoming, trust: Trust) -> None:
+        """Who signed the stack or its top layer, and what the policy says to that."""
+        findings = [
+            finding
+            for digest, kind in ((stack.digest, STACK_TYPE), (stack.layers[-1].digest, LAYER_TYPE))
+            for finding in findings_of(
+                trust, digest, kind, _about(incoming, digest, SIGNATURE_TYPE, SignatureEvidence)
+            )
+        ]
+        said = ask_policy(trust, stack, findings, self.onto, self._what.label)
+        if said is not None:
+            self._signed_by = said.signed_by
+            self._reasons += [f"trust policy: {text}" for text in said.reasons]
+            self._looks += said.warnings
+
     def look_at_licences(self, store: Store, stack: ResolvedStack) -> None:
         """What it carries, and what forbids to pass it on."""
         self._licences = licences_of(store, stack, "share")
@@ -212,7 +236,7 @@ class _Finding:
         self, store: Store, stack: ResolvedStack, incoming: Incoming, reporter: Reporter
     ) -> None:
         """Every exam here, the gate's verdict, and the claims beside both."""
-        told = [each for _, each in incoming.about(stack.digest, SCORES_TYPE, ScoresEvidence)]
+        told = _about(incoming, stack.digest, SCORES_TYPE, ScoresEvidence)
         beneath = parent_of(store, stack)
         name = self.onto or f"proposal-{short(stack.digest)}"  # nobody's: nothing to compare with
         found = examine_for_gate(store, stack, beneath, name, reporter)
@@ -245,6 +269,7 @@ class _Finding:
             stack=self._what.stack,
             proposal=self.proposal,
             contributors=self._contributors,
+            signed_by=self._signed_by,
             licences=self._licences,
             travels=self._travels,
             weights=self._weights,
@@ -271,6 +296,22 @@ def _keep(store: Store, beside: Store, incoming: Incoming, report: Report, label
     store.put_evidence(REVIEW_TYPE, report.evidence, root)
 
 
+def ask_policy(
+    trust: Trust,
+    stack: ResolvedStack,
+    findings: Sequence[Finding],
+    onto: str | None,
+    source: str,
+) -> Verdict | None:
+    """What the trust policy says to accepting the top layer; None where it is not to be asked."""
+    policy = trust.policy
+    if "accept" not in policy.check:
+        return None
+    names = [name for name in (onto, stack.label) if name]
+    config = stack.layers[-1].config
+    return judge(subject_of(stack.digest, [config], names=names, source=source), findings, policy)
+
+
 def own_review(store: Store, stack: Digest, onto: str | None) -> ReviewEvidence | None:
     """This machine's own review of a stack, where it still holds.
 
@@ -290,9 +331,19 @@ def own_review(store: Store, stack: Digest, onto: str | None) -> ReviewEvidence 
 # -- reading ---------------------------------------------------------------------------------------
 
 
+def _about(incoming: Incoming, digest: str, artifact_type: str, kind: type[ValueT]) -> list[ValueT]:
+    """Evidence about an object; what cannot be read is none, as anybody may attach anything."""
+    found = []
+    for each in incoming.evidence:
+        if incoming.parsed[each].artifactType == artifact_type and incoming.subject(each) == digest:
+            with contextlib.suppress(StoreError):
+                found.append(incoming.config(each, kind))
+    return found
+
+
 def _proposal(incoming: Incoming) -> ProposalEvidence | None:
-    found = incoming.about(incoming.root.digest, PROPOSAL_TYPE, ProposalEvidence)
-    proposal = found[-1][1] if found else None
+    found = _about(incoming, incoming.root.digest, PROPOSAL_TYPE, ProposalEvidence)
+    proposal = found[-1] if found else None
     if proposal is not None and proposal.onto is not None:
         try:
             known = parse_name(proposal.onto)

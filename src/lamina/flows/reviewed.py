@@ -6,7 +6,7 @@ from typing import Any
 
 from lamina.core.digest import Digest, short
 from lamina.core.licences import Licensed
-from lamina.core.manifests import Measured, ProposalEvidence, ReviewEvidence
+from lamina.core.proposals import Measured, ProposalEvidence, ReviewEvidence
 from lamina.exams.report import value_text
 from lamina.flows.inventory import licence_lines
 
@@ -19,6 +19,8 @@ class Report:
     stack: Digest
     proposal: ProposalEvidence | None
     contributors: tuple[str, ...] = ()
+    signed_by: tuple[str, ...] = ()
+    """Names of those who may sign it, by the trust policy, and did."""
     licences: Licensed | None = None
     travels: tuple[str, ...] = ()
     weights: dict[str, Any] | None = None
@@ -46,6 +48,7 @@ class Report:
             **self.evidence.model_dump(mode="json", exclude={"accepted"}),
             "proposal": proposal.model_dump(mode="json", exclude={"claims"}) if proposal else None,
             "contributors": list(self.contributors),
+            "signed_by": list(self.signed_by),
             "licences": self.licences.to_json() if self.licences else None,
             "travels": list(self.travels),
             "weights": self.weights,
@@ -58,6 +61,8 @@ def render(report: Report) -> str:
     lines = [_heading(report)]
     if proposal is not None and proposal.note:
         lines.append(f"  they say: {proposal.note}")
+    if report.signed_by:
+        lines.append(f"  signed by {', '.join(report.signed_by)}")
     if report.contributors:
         lines.append(f"  work of {', '.join(report.contributors)}")
     lines += [f"  {line}" for line in _measured_lines(found.measured)]
