@@ -352,6 +352,9 @@ def test_a_proposal_as_a_tag_in_a_registry(ann, keeper, tmp_path):
         place = registry.place("ann/minus", "proposal")
         made = ann("propose", "minus", place, "--onto", "times", "--json").done().json
         assert (made["place"], made["left_out"]) == (place, [])
+        shown = keeper("pull", place, "--dry-run").done().out
+        assert "work of Zoë, Ann" in shown
+        assert "licences: CC-BY-4.0" in shown
         report = keeper("review", place, "--json", LAMINA_AUTHOR="Max").done().json
         assert (report["verdict"], report["onto"]) == ("accept", "times")
         assert all(measured["identical"] for measured in report["measured"])

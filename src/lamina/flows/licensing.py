@@ -1,29 +1,39 @@
 """The licences of a stack's base, layers and data, and what they say to joining or sharing them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from lamina.core.errors import CheckError
 from lamina.core.licences import NO_ADVICE, Act, Licensed, Stated, combine, read
+from lamina.core.manifests import Credit, LayerConfig
 from lamina.core.report import Reporter
 from lamina.flows.credit import credits_of
 from lamina.stack.resolve import ResolvedLayer, ResolvedStack
 from lamina.store.layout import Store
 
+_JOINED = ("squashed", "merged")
+"""Origins of a layer that is one file of several works."""
+
 
 def works_in(
     store: Store, layers: Sequence[ResolvedLayer], *, file: str | None = None
+) -> list[Stated]:
+    """`works_of` the layers as they are in the store."""
+    return works_of([(each.config, credits_of(store, each.config)) for each in layers], file=file)
+
+
+def works_of(
+    layers: Iterable[tuple[LayerConfig, Sequence[Credit]]], *, file: str | None = None
 ) -> list[Stated]:
     """Layers, the layers whose work is in them, and their data where its licence is another one.
 
     `file`: what joins them all. A layer that was computed from others is a file that joins these.
     """
     found: list[Stated] = []
-    for layer in layers:
-        config = layer.config
-        joins = file or (f"layer {config.name}" if _joins(layer) else None)
+    for config, credits in layers:
+        joins = file or (f"layer {config.name}" if config.origin in _JOINED else None)
         inside = [
             Stated("layer", credit.name or credit.layer, credit.licence, credit.author, joins)
-            for credit in credits_of(store, config)
+            for credit in credits
         ]
         known = {terms for work in inside for way in read(work.licence) for terms in way}
         own = {terms for way in read(config.licence) for terms in way}
@@ -64,10 +74,6 @@ def check(found: Licensed, what: str, reporter: Reporter, *, despite: str | None
     for text in found.forbidden:
         reporter.say(f"licences: {text}; going on: {despite}")
     return despite
-
-
-def _joins(layer: ResolvedLayer) -> bool:
-    return layer.config.origin in ("squashed", "merged")
 
 
 def _base(store: Store, stack: ResolvedStack, file: str | None) -> Stated:
