@@ -63,7 +63,11 @@ def entry(**changes):
         (GOOD, b"\0" * 7, "the file has 7"),
         (GOOD, b"\0" * 9, "the file has 9"),
         (GOOD | {"b": GOOD["a"]}, b"\0" * 8, "overlaps"),
-        (b'{"a":{"dtype":"F32","dtype":"F16","shape":[2],"data_offsets":[0,8]}}', b"\0" * 8, "exa"),
+        (
+            b'{"a":{"dtype":"F32","dtype":"F16","shape":[2],"data_offsets":[0,8]}}',
+            b"\0" * 8,
+            "twice",
+        ),
         (b"[]", b"", "not a JSON object"),
         (b"3", b"", "not a JSON object"),
         (b"{", b"", "not JSON"),

@@ -45,7 +45,7 @@ class Result:
 
 
 class Program:
-    """The program with one store; `LAMINA_HOME` is the only thing that says which."""
+    """The program with one store and one config folder, which the environment alone names."""
 
     def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
         self.home, self._monkeypatch, self._capsys = home, monkeypatch, capsys
@@ -54,6 +54,7 @@ class Program:
         """Run a command in this process, with these variables in the environment."""
         with self._monkeypatch.context() as patch:
             patch.setenv("LAMINA_HOME", str(self.home))
+            patch.setenv("LAMINA_CONFIG", str(config_of(self.home)))
             patch.delenv("LAMINA_AUTHOR", raising=False)
             for name, value in variables.items():
                 patch.setenv(name, value)
@@ -77,7 +78,16 @@ class Program:
 def environment(home: Path, **more: str) -> dict[str, str]:
     """A child's environment."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("LAMINA_")}
-    return {**kept, "LAMINA_HOME": str(home), "OMP_NUM_THREADS": "1", **more}
+    return {**kept, **places(home), "OMP_NUM_THREADS": "1", **more}
+
+
+def places(home: Path) -> dict[str, str]:
+    return {"LAMINA_HOME": str(home), "LAMINA_CONFIG": str(config_of(home))}
+
+
+def config_of(home: Path) -> Path:
+    """Where this store's user keeps keys: never where whoever runs the tests does."""
+    return home.parent / f"{home.name}-config"
 
 
 def start(home: Path, *arguments, env=None, **options) -> subprocess.Popen:

@@ -10,6 +10,7 @@ from typing import NoReturn
 import typer
 
 from lamina.cli import (
+    accept,
     access,
     base,
     bisect,
@@ -20,19 +21,23 @@ from lamina.cli import (
     export,
     gc,
     import_,
+    key,
     list_,
     log,
     merge,
+    propose,
     pull,
     push,
     quickstart,
     rebase,
     refresh,
     reproduce,
+    review,
     rm,
     runs,
     serve,
     show,
+    sign,
     squash,
     status,
     tag,
@@ -42,6 +47,7 @@ from lamina.cli import (
     votes,
 )
 from lamina.core.errors import LaminaError, UsageError
+from lamina.core.plain import shown
 from lamina.core.version import __version__
 
 EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
@@ -92,13 +98,18 @@ for command in (
     runs,
     reproduce,
     export,
+    propose,
+    review,
+    accept,
     gc,
     verify,
+    sign,
     votes,
 ):
     command.register(app)
 app.add_typer(base.app, name="base")
 app.add_typer(access.app, name="access")
+app.add_typer(key.app, name="key")
 app.add_typer(import_.app, name="import")
 
 
@@ -127,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"lamina: {text}\n")
+    sys.stderr.write(f"lamina: {shown(text)}\n")
 
 
 def _check_text(arguments: Sequence[str]) -> None:

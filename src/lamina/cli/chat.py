@@ -11,6 +11,7 @@ from lamina.cli import environment, options
 from lamina.cli.display import Terminal
 from lamina.cli.output import print_json
 from lamina.core.errors import LaminaError, UsageError
+from lamina.core.plain import shown
 
 if TYPE_CHECKING:
     from lamina.flows.talk import Conversation
@@ -96,7 +97,7 @@ def _loop(conversation: "Conversation") -> None:
             elif line:
                 _stream(conversation, line)
         except LaminaError as error:
-            sys.stderr.write(error.render() + "\n")
+            sys.stderr.write(shown(error.render()) + "\n")
 
 
 def _prompt() -> str:
@@ -119,7 +120,7 @@ def _command(conversation: "Conversation", line: str) -> None:
         conversation.reset()
     elif word == "/history":
         for message in conversation.history:
-            sys.stdout.write(f"{message.role}: {message.content}\n")
+            sys.stdout.write(_safe(f"{message.role}: {message.content}") + "\n")
     else:
         if word != "/help":
             sys.stderr.write(f"unknown: {word}\n")
@@ -129,8 +130,13 @@ def _command(conversation: "Conversation", line: str) -> None:
 def _stream(conversation: "Conversation", text: str) -> None:
     try:
         for piece in conversation.ask(text):
-            sys.stdout.write(piece)
+            sys.stdout.write(_safe(piece))
             sys.stdout.flush()
     except KeyboardInterrupt:
         sys.stdout.write(" …")
     sys.stdout.write("\n")
+
+
+def _safe(text: str) -> str:
+    """What a model writes is not for a terminal to obey; a file or a pipe gets it as it is."""
+    return shown(text) if sys.stdout.isatty() else text

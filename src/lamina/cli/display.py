@@ -5,6 +5,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from lamina.core.plain import shown, shown_in_line
+
 PLAIN_SECONDS = 15.0
 """Seconds between two plain progress lines."""
 
@@ -21,7 +23,7 @@ class Terminal:
     def say(self, text: str) -> None:
         """Print a sentence."""
         self._clear()
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(shown(text) + "\n")
         sys.stderr.flush()
 
     def event(self, event: Mapping[str, Any]) -> None:
@@ -52,6 +54,7 @@ class Terminal:
         return " · ".join(parts)
 
     def _progress(self, line: str, *, last: bool = False) -> None:
+        line = shown_in_line(line)
         if self._live:
             sys.stderr.write(f"\r\033[K{line}")
             self._open_line = True

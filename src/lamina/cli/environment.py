@@ -1,6 +1,7 @@
 """The one place that reads the environment.
 
 LAMINA_HOME    the store's folder (default: the platform's data folder)
+LAMINA_CONFIG  folder of keys and policy.toml (default: the platform's config folder)
 LAMINA_AUTHOR  author recorded in the layers you train (default: none)
 
 Credentials for registries are read where docker, podman and skopeo keep them: $REGISTRY_AUTH_FILE,
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamina.core.errors import UsageError
+from lamina.core.plain import line_fault
 
 if TYPE_CHECKING:
+    from lamina.flows.trust import Trust
     from lamina.share.wire import Access
     from lamina.store.layout import Store
 
@@ -41,9 +44,49 @@ def _home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "lamina"
 
 
+def config() -> Path:
+    """The folder of keys and of the trust policy. Raises UsageError as `home`."""
+    try:
+        return _config()
+    except RuntimeError as error:
+        raise UsageError(
+            f"no place for keys: {error}", hint="set LAMINA_CONFIG to a folder"
+        ) from None
+
+
+def _config() -> Path:
+    given = os.environ.get("LAMINA_CONFIG")
+    if given:
+        return Path(given).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Preferences" / "lamina"
+    if sys.platform == "win32":
+        return Path(os.environ.get("APPDATA", Path.home() / "AppData" / "Roaming")) / "lamina"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "lamina"
+
+
+def trust() -> "Trust":
+    """Whom the user believes. Raises UsageError where there is no place for keys."""
+    from lamina.flows.trust import Trust
+
+    return Trust(config())
+
+
+def trust_to_show() -> "Trust | None":
+    """The same; None where there is no place for keys, for what only tells who signed."""
+    try:
+        return trust()
+    except UsageError:
+        return None
+
+
 def author() -> str | None:
-    """Who signs as author of new layers."""
-    return os.environ.get("LAMINA_AUTHOR") or None
+    """Who signs as author of new layers. Raises UsageError for what no terminal should show."""
+    given = os.environ.get("LAMINA_AUTHOR") or None
+    fault = line_fault(given) if given else None
+    if fault:
+        raise UsageError(f"LAMINA_AUTHOR {fault}", hint="set it to a name on one line")
+    return given
 
 
 def open_store() -> "Store":

@@ -43,6 +43,11 @@ def export(
             help="Keep an export that differs by more than the limit; its certificate says so.",
         ),
     ] = False,
+    commercial: Annotated[
+        bool,
+        typer.Option("--commercial", help="For commercial use: stop where a licence bans that."),
+    ] = False,
+    despite: options.Despite = None,
     json: options.Json = False,
 ) -> None:
     """Write a stack for another tool, load it back, and compare it with the stack's own logits.
@@ -54,7 +59,8 @@ def export(
     lamina export agent ./agent-ollama --to ollama --precision q4_k
 
     The folder gets a certificate, lamina.json, that states the difference and the limit. Nothing
-    is left behind when the check fails.
+    is left behind when the check fails. It also names everybody whose work is in the stack, and
+    what their licences ask.
     """
     from lamina.flows.adapters import export as run
 
@@ -66,6 +72,8 @@ def export(
         Terminal(),
         precision=precision,
         accept_loss=accept_loss,
+        commercial=commercial,
+        despite=despite,
     )
     if json:
         print_json(exported)

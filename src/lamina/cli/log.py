@@ -44,7 +44,7 @@ def log(
         return
     from lamina.flows.inventory import history, render_history
 
-    moves = history(environment.open_store(), name)
+    moves = history(environment.open_store(), name, environment.trust_to_show())
     if json:
         print_json({"moves": moves})
     else:

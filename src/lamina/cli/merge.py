@@ -49,6 +49,7 @@ def merge(
     ] = None,
     author: options.Author = None,
     accept_regression: options.AcceptRegression = None,
+    despite: options.Despite = None,
     json: options.Json = False,
 ) -> None:
     """Make one layer of what several stacks have above their common parent.
@@ -82,6 +83,7 @@ def merge(
         examples=examples or (),
         seed=seed,
         override=accept_regression,
+        despite=despite,
         author=author or environment.author(),
     )
     if json:

@@ -4,6 +4,17 @@ from typing import Annotated
 
 import typer
 
+from lamina.core.errors import UsageError
+from lamina.core.plain import line_fault
+
+
+def _one_line(value: str | None) -> str | None:
+    fault = line_fault(value) if value else None
+    if fault:
+        raise UsageError(f"{value!r} {fault}")
+    return value
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Stack = Annotated[
     str,
@@ -23,10 +34,27 @@ Force = Annotated[
         "--force", help="Put layers where they were not trained; recorded in the stack's history."
     ),
 ]
+Proposal = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE|PLACE", help="A proposal: a file, or oci://host/repository[:tag|@digest]."
+    ),
+]
+Despite = Annotated[
+    str | None,
+    typer.Option(
+        "--despite",
+        metavar="WHY",
+        help="Go on where a licence forbids it, with leave from its author; recorded.",
+    ),
+]
 Author = Annotated[
     str | None,
     typer.Option(
-        "--author", metavar="WHO", help="Author recorded in the layer (default: $LAMINA_AUTHOR)."
+        "--author",
+        metavar="WHO",
+        callback=_one_line,
+        help="Author recorded in the layer (default: $LAMINA_AUTHOR).",
     ),
 ]
 Epochs = Annotated[
@@ -50,7 +78,8 @@ Format = Annotated[
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out and count them.")]
 Licence = Annotated[
-    str | None, typer.Option("--licence", metavar="SPDX", help="Licence of the data.")
+    str | None,
+    typer.Option("--licence", metavar="SPDX", callback=_one_line, help="Licence of the data."),
 ]
 Memory = Annotated[
     str | None,

@@ -7,6 +7,7 @@ import typer
 
 from lamina.cli import environment, options
 from lamina.cli.output import print_json, print_text
+from lamina.core.plain import escaped_json
 
 
 def register(app: typer.Typer) -> None:
@@ -28,11 +29,11 @@ def show(
     if rehearsal:
         from lamina.flows.inventory import travelling_rows
 
-        sys.stdout.write(travelling_rows(environment.open_store(), what))
+        sys.stdout.write(escaped_json(travelling_rows(environment.open_store(), what)))
         return
     from lamina.flows.inventory import describe, render
 
-    found = describe(environment.open_store(), what)
+    found = describe(environment.open_store(), what, environment.trust_to_show())
     if json:
         print_json(found)
     else:

@@ -39,6 +39,7 @@ def squash(
     ] = None,
     author: options.Author = None,
     accept_regression: options.AcceptRegression = None,
+    despite: options.Despite = None,
     json: options.Json = False,
 ) -> None:
     """Make one layer over the bare base of all layers in a stack, of the smallest rank.
@@ -62,6 +63,7 @@ def squash(
         name=name,
         reporter=Terminal(),
         override=accept_regression,
+        despite=despite,
         author=author or environment.author(),
     )
     if json:

@@ -20,7 +20,8 @@
     ├── BusyError (RuntimeError)    the engine takes no further request now
     ├── MissingPartError (ImportError)       an optional library is not installed
     └── CheckError (AssertionError) exit code 1: a check said no (parity, verify, reproduce)
-        └── GateError               exit code 1: the gate said no
+        ├── GateError               exit code 1: the gate said no
+        └── TrustError              exit code 1: the trust policy said no, or a signature is wrong
 
 Rules for adding one: it must be something a caller handles differently from its parent, it is also
 a standard-library type, and its message says what to do next. Gather all faults, raise once.
@@ -142,3 +143,7 @@ class CheckError(LaminaError, AssertionError):
 
 class GateError(CheckError):
     """The gate said no: an inherited exam got significantly worse."""
+
+
+class TrustError(CheckError):
+    """The trust policy said no, or a signature is wrong."""

@@ -7,11 +7,14 @@ same work (no time, no duration), so equal work has equal digests; what varies (
 overrides, signatures) is evidence: a manifest whose `subject` is the thing it speaks of.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, StringConstraints
 
 from lamina.core.digest import Digest, digest_json
+from lamina.core.errors import UsageError
+from lamina.core.names import Name
 from lamina.core.recipe import Recipe, Scaling, ScorerName
 from lamina.core.values import Value
 
@@ -30,7 +33,10 @@ SCORES_TYPE = "application/vnd.lamina.evidence.scores.v1"
 NAMING_TYPE = "application/vnd.lamina.evidence.naming.v1"
 CERTIFICATE_TYPE = "application/vnd.lamina.evidence.certificate.v1"
 CARRIED_TYPE = "application/vnd.lamina.evidence.carried.v1"
+SIGNATURE_TYPE = "application/vnd.lamina.evidence.signature.v1"
 STANDS_TYPE = "application/vnd.lamina.evidence.stands.v1"
+PROPOSAL_TYPE = "application/vnd.lamina.evidence.proposal.v1"
+REVIEW_TYPE = "application/vnd.lamina.evidence.review.v1"
 EVIDENCE_PREFIX = "application/vnd.lamina.evidence."
 """What every evidence's artifactType begins with; other tools' referrers are none of ours."""
 
@@ -47,14 +53,39 @@ SOURCE = "org.opencontainers.image.source"
 CREATED = "org.opencontainers.image.created"
 IDENTITY = "dev.lamina.base.identity"
 
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
+_MODULE = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
+MAX_RANK = 16384
+"""Highest rank of an update that is read."""
+MAX_NEW_TOKENS = 32768
+"""Longest answer that an exam may ask for."""
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+MediaType = Annotated[str, StringConstraints(pattern="^[!-~][ -~]{0,254}$")]
+
+
+def _layer_name(text: str) -> str:
+    """A layer is called as a stack could be. Raises ValueError."""
+    try:
+        return Name(text).name
+    except UsageError as error:
+        raise ValueError(error.message) from None
+
+
+def _module_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if len(name) > 300 or not _MODULE.fullmatch(name):
+            raise ValueError(f"{name[:100]!r} is no module's name")
+    return names
+
 
 class Descriptor(Value):
     """OCI content descriptor."""
 
-    mediaType: str
+    mediaType: MediaType
     digest: Digest
-    size: Annotated[int, Field(ge=0)]
-    artifactType: str | None = None
+    size: Count
+    artifactType: MediaType | None = None
     annotations: dict[str, str] | None = None
 
     @property
@@ -68,14 +99,25 @@ class Descriptor(Value):
         return (self.annotations or {}).get(REF_NAME)
 
 
+def _file_names(blobs: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
+    """Refuse titles that are no plain file names (they become files), or that come twice."""
+    titles = [blob.title for blob in blobs if blob.title]
+    strange = next((title for title in titles if not _FILE_NAME.fullmatch(title)), None)
+    if strange is not None:
+        raise ValueError(f"{strange[:100]!r} is no plain file name")
+    if len(set(titles)) != len(titles):
+        raise ValueError("two blobs have the same file name")
+    return blobs
+
+
 class ImageManifest(Value):
     """OCI image manifest, image-spec 1.1."""
 
     schemaVersion: Literal[2] = 2
     mediaType: Literal["application/vnd.oci.image.manifest.v1+json"] = MANIFEST_TYPE
-    artifactType: str
+    artifactType: MediaType
     config: Descriptor
-    layers: tuple[Descriptor, ...]
+    layers: Annotated[tuple[Descriptor, ...], AfterValidator(_file_names)]
     subject: Descriptor | None = None
     annotations: dict[str, str] | None = None
 
@@ -137,7 +179,7 @@ class StackedLayer(Value):
     """One layer in a stack, with its weight."""
 
     layer: Digest
-    weight: float = 1.0
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
 
 
 class SourceFile(Value):
@@ -180,7 +222,7 @@ class ExamSpec(Value):
     rows: int
     private: bool = False
     """Questions withheld: only results and this digest travel."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)] = 128
 
 
 Origin = Literal["trained", "imported", "updated", "carried", "distilled", "squashed", "merged"]
@@ -194,20 +236,36 @@ RehearsalSet = Literal["sample", "synthesised", "none"]
 those that an older version already carried; or nothing."""
 
 
+class Credit(Value):
+    """A layer whose work is in another layer: what is owed to whom when only the latter is left."""
+
+    layer: Digest
+    name: str | None = None
+    """None where the layer was not at hand when the credit was written."""
+    author: str | None = None
+    licence: str | None = None
+    made: Origin = "trained"
+    """How that layer came to be."""
+    share: float | None = None
+    """Its share of the update: of the sum of |w dW|^2 over all that was added up, 0 to 1. None
+    where the weights cannot tell: what an older version left in a newer one, or somebody's work
+    of combining others' layers."""
+
+
 class LayerConfig(Value):
     """A layer: immutable, trained over one exact stack."""
 
-    name: str
+    name: Annotated[str, AfterValidator(_layer_name)]
     base: Digest
     """Identity of the base."""
     parents: tuple[StackedLayer, ...]
     """The exact layers beneath, lowest first."""
-    rank: int
-    alpha: float
+    rank: Annotated[int, Field(ge=1, le=MAX_RANK)]
+    alpha: Annotated[float, Field(allow_inf_nan=False)]
     scaling: Scaling
-    modules: tuple[str, ...]
+    modules: Annotated[tuple[str, ...], AfterValidator(_module_names)]
     """Full names of the linears it touches."""
-    parameters: int
+    parameters: Count
     recipe: Recipe | None = None
     """Resolved; None for an imported layer."""
     data: DataFingerprint | None = None
@@ -219,6 +277,10 @@ class LayerConfig(Value):
     """The layer of which this is a new version."""
     sources: tuple[StackedLayer, ...] = ()
     """What it was computed from, lowest first: the layers squashed, merged or carried."""
+    credits: tuple[Credit, ...] | None = None
+    """All layers whose work is in it, through every squash, merge, update and carry, also where
+    they do not travel along. None for a layer with no older one in it, and in layers from before
+    this was kept (`flows.credit` derives theirs from `sources`)."""
     rehearsal: RehearsalSet | None = None
     """Which rehearsal set it carries; None where that is not on record."""
 
@@ -319,6 +381,8 @@ class CertificateEvidence(Value):
     probes: int
     exams: tuple[Kept, ...] = ()
     seconds: float
+    despite: str | None = None
+    """The reason given for combining what a licence forbids to combine."""
 
 
 class CarriedEvidence(Value):
@@ -341,6 +405,27 @@ class CarriedEvidence(Value):
     """The examinations by which the rungs were judged."""
     retrain_seconds: float | None = None
     """What training the layer took when it was made."""
+
+
+class EnvelopeSignature(Value):
+    """One signature in an envelope."""
+
+    keyid: Digest
+    sig: Annotated[str, Field(max_length=200)]
+    """Base64 of 64 bytes."""
+
+
+class SignatureEvidence(Value):
+    """A DSSE envelope: a statement, and signatures over it. Subject: the object that it names.
+
+    https://github.com/secure-systems-lab/dsse/blob/v1.0.0/envelope.md
+    """
+
+    payloadType: Annotated[str, Field(max_length=200)]
+    payload: Annotated[str, Field(max_length=20_000)]
+    """Base64 of the statement's canonical JSON (`share.signature.Statement`)."""
+    signatures: Annotated[tuple[EnvelopeSignature, ...], Field(min_length=1, max_length=1)]
+    """One: who else signs makes a statement of their own."""
 
 
 class StandsEvidence(Value):

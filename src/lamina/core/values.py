@@ -35,6 +35,16 @@ class Value(BaseModel):
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UsageError(f"{what} is not JSON: {error}") from None
 
+    @classmethod
+    def parse_exactly(cls, data: bytes, what: str) -> Self:
+        """Read JSON bytes in which every number, text and truth value is of its field's own type:
+        no "16" for 16, no true for 1. Raises UsageError."""
+        try:
+            return cls.model_validate_json(data, strict=True)
+        except ValidationError as error:
+            faults = [_fault(cls, item) for item in error.errors()]
+            raise UsageError(f"{what} is not valid", faults=faults) from None
+
 
 def _fault(model: type[BaseModel], item: Any) -> str:
     """One pydantic error as a sentence; an unknown key gets the nearest known one."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lamina.core.errors import DataError, UsageError
 from lamina.core.manifests import SourceFile
+from lamina.core.plain import MAX_LINE, shown_in_line
 from lamina.data.example import Example
 from lamina.data.readers.format import RowFormat, RowValue
 from lamina.data.readers.registry import FORMATS, JOINT, detect, formats_named
@@ -130,7 +131,8 @@ def _read_source(source: str | Path, reading: _Reading) -> None:
         if not rows:
             raise DataError("empty", faults=["is empty: it holds no rows"])
         sha256, size = opened.seal()
-        reading.files.append(SourceFile(name=opened.name, sha256=sha256, bytes=size, rows=rows))
+        name = shown_in_line(opened.name)[:MAX_LINE]
+        reading.files.append(SourceFile(name=name, sha256=sha256, bytes=size, rows=rows))
         if form is not None:
             reading.formats.add(form.name)
 

@@ -16,8 +16,10 @@ from lamina.core.manifests import (
 from lamina.core.report import Reporter
 from lamina.core.version import __version__
 from lamina.data.example import Message
-from lamina.flows import to_llama, to_python
+from lamina.flows import credit, licensing, to_llama, to_python
+from lamina.flows.credit import contributors
 from lamina.flows.landing import gate_and_name, land
+from lamina.flows.licensing import licences_of
 from lamina.flows.naming import new_name
 from lamina.flows.outbound import CERTIFICATE, FOLDER, Job, Made, Probe
 from lamina.flows.questions import probe_prompts
@@ -109,6 +111,8 @@ def export(
     *,
     precision: str | None = None,
     accept_loss: bool = False,
+    commercial: bool = False,
+    despite: str | None = None,
     base_gguf: Path | None = None,
 ) -> dict[str, Any]:
     """Write a stack to `directory` for another tool, only if it comes back as the same model.
@@ -117,13 +121,18 @@ def export(
     could read it back, it says that nothing was proved. `accept_loss` keeps an export that differs
     by more than the limit, if by a finite number. `base_gguf` is the base in float16, where it was
     exported before: an adapter for llama.cpp is proved over it.
-    Raises CheckError, UsageError, MissingPartError.
+    `commercial`: also stop where a licence bans commercial use; `despite` is the reason for going
+    on where one forbids something. Raises CheckError, UsageError, MissingPartError.
     """
     if target not in _TARGETS:
         raise UsageError(f"--to {target!r}: known targets are {', '.join(sorted(_TARGETS))}")
     if directory.exists():
         raise UsageError(f"{directory} exists already", hint="give a folder that does not exist")
     stack = resolve(store, text)
+    licences = licences_of(
+        store, stack, "sell" if commercial else "combine", file=f"the export to {target}"
+    )
+    why = licensing.check(licences, f"this export of {text}", reporter, despite=despite)
     reporter.event({"event": "examining", "text": f"exporting {text}, then loading it back"})
     with atomic_directory(directory) as work:
         job = Job(store, stack, work, _probes(store, stack), precision, base_gguf)
@@ -139,6 +148,9 @@ def export(
             "lamina": __version__,
             "parity": parity,
             **made.facts,
+            "contributors": list(contributors(store, stack.layers)),
+            "credits": [credit.to_json(store, layer) for layer in stack.layers],
+            "licences": licences.to_json() | ({"despite": why} if why else {}),
         }
         atomic_write(work / CERTIFICATE, (json.dumps(certificate, indent=2) + "\n").encode())
     lines = [line.replace(FOLDER, str(directory)) for line in made.use]

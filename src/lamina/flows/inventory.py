@@ -1,8 +1,10 @@
 """`lamina list`, `show`, `log`: what is in the store. Reads manifests only, never a tensor."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lamina.core.credits import contributors, sentence
 from lamina.core.digest import short
 from lamina.core.errors import UnknownNameError, UsageError
 from lamina.core.manifests import (
@@ -15,12 +17,16 @@ from lamina.core.manifests import (
     SCORES_TYPE,
     CertificateEvidence,
     CostEvidence,
+    Credit,
     LayerConfig,
     ScoresEvidence,
     StackConfig,
 )
 from lamina.core.names import LATEST, Name, parse_name, parse_reference
+from lamina.flows.credit import credits_of
 from lamina.flows.evidence import recorded
+from lamina.flows.trust import Trust, signature_lines, signatures, stack_signatures
+from lamina.share.signature import Finding
 from lamina.store.layout import Store
 
 
@@ -74,29 +80,30 @@ def travelling_rows(store: Store, text: str) -> str:
     return store.read(found.digest).decode() if found else ""
 
 
-def describe(store: Store, text: str) -> dict[str, Any]:
-    """A base, layer or stack with everything recorded about it."""
-    from lamina.flows.bases import details
-
+def describe(store: Store, text: str, trust: Trust | None = None) -> dict[str, Any]:
+    """A base, layer or stack with everything recorded about it; with `trust`, who signed it."""
     reference = parse_reference(text)
     if isinstance(reference, Name) and reference.name not in store.names():
         if reference.name in store.bases():
-            return {"kind": "base", **details(store, reference.name)}
+            return _base(store, reference.name, trust)
         raise UnknownNameError(f"nothing is called {text!r}", hint="see: lamina list")
     descriptor = store.resolve(reference)
     manifest = store.manifest(descriptor.digest)
     if manifest.artifactType == BASE_TYPE:
         name = next(n for n, b in store.bases().items() if b.digest == descriptor.digest)
-        return {"kind": "base", **details(store, name)}
+        return _base(store, name, trust)
     if manifest.artifactType == LAYER_TYPE:
-        return {"kind": "layer", **_layer(store, descriptor.digest)}
+        return {"kind": "layer", **_layer(store, descriptor.digest, trust)}
     config = store.config(manifest, StackConfig)
     return {
         "kind": "stack",
         "name": text,
         "stack": descriptor.digest,
         "base": config.base,
-        "layers": [{"weight": item.weight, **_layer(store, item.layer)} for item in config.layers],
+        "layers": [
+            {"weight": item.weight, **_layer(store, item.layer, trust)} for item in config.layers
+        ],
+        "licences": _licences(store, text),
         "scores": [
             {
                 "exam": record.exam_digest,
@@ -106,10 +113,36 @@ def describe(store: Store, text: str) -> dict[str, Any]:
             }
             for record in store.evidence(descriptor.digest, SCORES_TYPE, ScoresEvidence)
         ],
+        **_signed(store, descriptor.digest, trust),
     }
 
 
-def _layer(store: Store, digest: str) -> dict[str, Any]:
+def _licences(store: Store, text: str) -> dict[str, Any] | None:
+    """What a stack carries; None where its base is not at hand."""
+    from lamina.flows.licensing import licences_of
+    from lamina.stack.resolve import resolve
+
+    with contextlib.suppress(UnknownNameError):
+        return licences_of(store, resolve(store, text, force=True)).to_json()
+    return None
+
+
+def _base(store: Store, name: str, trust: Trust | None) -> dict[str, Any]:
+    from lamina.flows.bases import details
+
+    digest = store.resolve_base(name).digest
+    return {"kind": "base", **details(store, name), **_signed(store, digest, trust)}
+
+
+def _signed(store: Store, digest: str, trust: Trust | None) -> dict[str, Any]:
+    """What the object's signatures prove; nothing where nobody asks."""
+    if trust is None:
+        return {}
+    found = signatures(store, trust, digest)
+    return {"signatures": [finding.model_dump(mode="json") for finding in found]}
+
+
+def _layer(store: Store, digest: str, trust: Trust | None) -> dict[str, Any]:
     manifest = store.manifest(digest)
     config = store.config(manifest, LayerConfig)
     costs = store.evidence(digest, COST_TYPE, CostEvidence)
@@ -120,6 +153,8 @@ def _layer(store: Store, digest: str) -> dict[str, Any]:
         "bytes": sum(blob.size for blob in manifest.layers),
         "cost": costs[-1].model_dump(mode="json") if costs else None,
         "certificate": certificates[-1].model_dump(mode="json") if certificates else None,
+        "credits": [credit.model_dump(mode="json") for credit in credits_of(store, config)],
+        **_signed(store, digest, trust),
     }
 
 
@@ -128,12 +163,16 @@ def render(found: dict[str, Any]) -> str:
     if found["kind"] == "base":
         from lamina.flows.bases import render as render_base
 
-        return render_base({k: v for k, v in found.items() if k != "kind"})
+        shown = render_base({k: v for k, v in found.items() if k not in ("kind", "signatures")})
+        return "\n".join([shown, *_signature_lines(found)])
     if found["kind"] == "layer":
         return _render_layer(found)
     lines = [f"stack @{short(found['stack'])}  base @{short(found['base'])}"]
+    lines += _signature_lines(found)
     for layer in reversed(found["layers"]):  # the top first, as a stack lies
         lines += ["", _render_layer(layer)]
+    if found["licences"]:
+        lines += ["", *licence_lines(found["licences"])]
     for score in found["scores"]:
         lines.append(f"  {score['scorer']:<10} {score['value']:.4f}  n={score['n']}")
     return "\n".join(lines)
@@ -142,6 +181,7 @@ def render(found: dict[str, Any]) -> str:
 def _render_layer(layer: dict[str, Any]) -> str:
     data, recipe, cost = layer["data"], layer["recipe"], layer["cost"]
     who = f" by {layer['author']}" if layer["author"] else ""
+    credits = [Credit.model_validate(each) for each in layer["credits"]]
     lines = [
         f"layer {layer['name']} @{short(layer['layer'])}{who}",
         f"  rank {layer['rank']}, alpha {layer['alpha']:g} ({layer['scaling']}), "
@@ -149,6 +189,7 @@ def _render_layer(layer: dict[str, Any]) -> str:
         f"{layer['bytes'] / 1e6:.1f} MB",
         f"  stands on {len(layer['parents'])} layers; licence {layer['licence'] or 'not stated'}",
     ]
+    lines += [f"  has the work of {sentence(credits)}"] if credits else []
     if data:
         files = ", ".join(f["name"] for f in data["files"])
         lines.append(f"  learned from {data['rows']} rows, {data['tokens']:,} tokens: {files}")
@@ -172,7 +213,21 @@ def _render_layer(layer: dict[str, Any]) -> str:
         lines.append(f"  exam {exam['name']}: {exam['rows']} questions{withheld}")
     if layer["rehearsal"]:
         lines.append(f"  rehearsal set: {layer['rehearsal']}")
+    lines += _signature_lines(layer)
     return "\n".join(lines)
+
+
+def licence_lines(found: Mapping[str, Any]) -> list[str]:
+    """What licences ask together, for people."""
+    lines = [f"licences: {found['expression'] or 'none is stated'} ({found['note']})"]
+    lines += [f"  {text}" for text in found["obligations"]]
+    for problem in found["problems"]:
+        lines.append(f"  {'FORBIDDEN' if problem['forbidden'] else 'look'}: {problem['text']}")
+    return lines
+
+
+def _signature_lines(found: Mapping[str, Any]) -> list[str]:
+    return signature_lines([Finding(**each) for each in found.get("signatures", ())])
 
 
 def certificate_lines(found: Mapping[str, Any]) -> list[str]:
@@ -196,8 +251,11 @@ def certificate_lines(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def history(store: Store, name: str | None) -> list[dict[str, Any]]:
-    """Every recorded move of one name, or of all, newest first. Raises UnknownNameError."""
+def history(store: Store, name: str | None, trust: Trust | None = None) -> list[dict[str, Any]]:
+    """Every recorded move of one name, or of all, newest first; with `trust`, who signed each.
+
+    Raises UnknownNameError.
+    """
     names = store.names()
     wanted = parse_name(name).name if name else None
     if wanted is not None and wanted not in names:
@@ -205,14 +263,40 @@ def history(store: Store, name: str | None) -> list[dict[str, Any]]:
     chosen = {each: tags for each, tags in names.items() if wanted in (None, each)}
     stacks = {target.digest for tags in chosen.values() for target in tags.values()}
     records = recorded(store, NAMING_TYPE, stacks)
+    signed = {} if trust is None else stack_signatures(store, trust, stacks)
     moves = []
+    whose = _Whose(store)
     for each, tags in chosen.items():
         for tag, target in tags.items():
             version = Name(each, tag).version
             if version is not None:
                 known = records.get(target.digest, ())
-                moves.append(_move(each, version, target.digest, known))
+                made = _move(each, version, target.digest, known)
+                made["contributors"] = whose.work(target.digest)
+                if trust is not None:
+                    found = signed.get(target.digest, ())
+                    made["signatures"] = [finding.model_dump(mode="json") for finding in found]
+                moves.append(made)
     return sorted(moves, key=lambda m: (m["created"] or "", m["version"]), reverse=True)
+
+
+class _Whose:
+    """Whose work is in stacks; a layer that many stacks hold is read once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._layers: dict[str, tuple[str, ...]] = {}
+
+    def work(self, stack: str) -> list[str]:
+        """Everybody whose work is in a stack's layers, lowest layer first."""
+        layers = [item["layer"] for item in self._store.glance(stack).get("layers", ())]
+        return list(dict.fromkeys(name for layer in layers for name in self._layer(layer)))
+
+    def _layer(self, digest: str) -> tuple[str, ...]:
+        if digest not in self._layers:
+            config = self._store.config(self._store.manifest(digest), LayerConfig)
+            self._layers[digest] = contributors([config], credits_of(self._store, config))
+        return self._layers[digest]
 
 
 def _move(
@@ -245,4 +329,7 @@ def render_history(moves: list[dict[str, Any]]) -> str:
             f"{move['name']}:v{move['version']}  @{short(move['stack'])}  "
             f"{move['created'] or '?'}{who}  {gate if move['passed'] is not None else ''}".rstrip()
         )
+        if set(move["contributors"]) - {move["author"]}:
+            lines.append(f"  work of {', '.join(move['contributors'])}")
+        lines += _signature_lines(move)
     return "\n".join(lines)

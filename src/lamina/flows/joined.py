@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lamina.core.manifests import (
+    Credit,
     Descriptor,
     ExamSpec,
     LayerConfig,
@@ -15,7 +16,7 @@ from lamina.core.manifests import (
 )
 from lamina.core.names import Name
 from lamina.data import seen
-from lamina.flows import landing, rehearsal, seen_rows
+from lamina.flows import credit, landing, rehearsal, seen_rows
 from lamina.lowrank.maths import LayerFactors
 from lamina.stack.resolve import ResolvedLayer, ResolvedStack
 from lamina.store.layout import Store
@@ -90,9 +91,16 @@ def land_computed(
         author=author or theirs.author,
         origin=origin,
         sources=tuple(StackedLayer(layer=layer.digest, weight=w) for layer, w in sources),
+        credits=_credits(store, sources),
         rehearsal=theirs.rehearsal,
     )
     return landing.land(store, config, [*adapter, *theirs.blobs], label=name.name)
+
+
+def _credits(store: Store, sources: Sequence[tuple[ResolvedLayer, float]]) -> tuple[Credit, ...]:
+    shares = credit.shares(store, sources)
+    parts = [(layer.digest, share) for (layer, _), share in zip(sources, shares, strict=True)]
+    return credit.of_sources(store, parts)
 
 
 def _rehearsal_set(layers: Sequence[ResolvedLayer]) -> RehearsalSet | None:

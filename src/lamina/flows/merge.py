@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lamina.core.digest import short
 from lamina.core.errors import CheckError, UsageError
+from lamina.core.licences import combine
 from lamina.core.manifests import (
     CERTIFICATE_TYPE,
     CertificateEvidence,
@@ -32,6 +33,7 @@ from lamina.flows.contributions import Contribution, contributions, versions_of_
 from lamina.flows.examine import sit
 from lamina.flows.inventory import certificate_lines
 from lamina.flows.joined import land_computed
+from lamina.flows.licensing import check, works_in
 from lamina.flows.merge_loss import loss_over, rows_of
 from lamina.flows.naming import new_name
 from lamina.flows.questions import carried, probe_prompts
@@ -69,13 +71,15 @@ def merge(
     examples: Sequence[str] = (),
     seed: int | None = None,
     override: str | None = None,
+    despite: str | None = None,
     author: str | None = None,
 ) -> dict[str, Any]:
     """Merge the top layers of several stacks over their common parent, and move `name` there.
 
     `weights`: one a stack, 1 by default. Can be run again when killed. Raises UsageError,
     WrongParentError naming both parents, UnknownNameError, DataError, CheckError when an exact
-    merge answers otherwise, and GateError; the layer is kept then.
+    merge answers otherwise or a licence forbids it (`despite`: the reason for going on), and
+    GateError; the layer is kept then.
     """
     began = time.monotonic()
     chosen = method_named(method)
@@ -87,6 +91,10 @@ def merge(
             f"{one.label} and {two.label} are versions of one layer: a sum adds what they share "
             "twice; --method average does not"
         )
+    works = works_in(
+        store, [layer for part in parts for layer in part.layers], file=f"the merge {target}"
+    )
+    why = check(combine(works, "combine"), "this merge", reporter, despite=despite)
     plan = _Plan(
         parent=parent,
         parts=parts,
@@ -102,6 +110,7 @@ def merge(
     if not store.evidence(layer.digest, CERTIFICATE_TYPE, CertificateEvidence):
         parity = _parity(store, plan, stack, expected)
         certificate = _certificate(plan, merged, parity, kept, began)
+        certificate = certificate.model_copy(update={"despite": why})
         store.put_evidence(CERTIFICATE_TYPE, certificate, layer)
     named = landing.gate_and_name(
         store, layer, stack, parent, target, reporter, override=override, author=author

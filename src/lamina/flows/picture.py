@@ -18,6 +18,7 @@ from lamina.core.names import Name, parse_reference
 from lamina.exams.report import Cell
 from lamina.exams.tasks import Exam
 from lamina.flows.bases import facts
+from lamina.flows.credit import credits_of
 from lamina.flows.evidence import recorded
 from lamina.flows.lineage import LayerStatus, Lineage, StackStatus, Version, version_of
 from lamina.flows.scoreboard import Records, carried_exams, cells
@@ -165,6 +166,7 @@ def _layer(store: Store, layer: ResolvedLayer) -> dict[str, Any]:
             for key in ("name", "rank", "alpha", "scaling", "parameters", "author", "licence")
         },
         "origin": config.origin,
+        "credits": [credit.model_dump(mode="json") for credit in credits_of(store, config)],
         "rehearsal": config.rehearsal,
         "data": config.data.model_dump(mode="json") if config.data else None,
         "recipe": config.recipe.model_dump(mode="json") if config.recipe else None,

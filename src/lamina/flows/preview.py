@@ -7,8 +7,10 @@ results are shown as claims.
 from collections.abc import Sequence
 from typing import Any
 
+from lamina.core.credits import contributors
 from lamina.core.digest import short
 from lamina.core.errors import StoreError, UnknownNameError
+from lamina.core.licences import Stated, combine
 from lamina.core.manifests import (
     BASE_TYPE,
     COST_TYPE,
@@ -20,6 +22,8 @@ from lamina.core.manifests import (
     LayerConfig,
     ScoresEvidence,
 )
+from lamina.flows.inventory import licence_lines
+from lamina.flows.licensing import works_of
 from lamina.share.incoming import Incoming
 from lamina.store.layout import Store
 
@@ -35,6 +39,8 @@ def preview(store: Store, incoming: Incoming, label: str) -> dict[str, Any]:
         "digest": incoming.root.digest,
         "base": _base(store, incoming),
         "layers": [_layer(store, incoming, digest) for digest in incoming.layers],
+        "contributors": _contributors(incoming),
+        "licences": _licences(incoming),
         "exams": _scores(incoming),
         "bytes": sum(blob.size for blob in incoming.payload),
         "bytes_missing": sum(blob.size for blob in missing),
@@ -90,6 +96,30 @@ def _layer(store: Store, incoming: Incoming, digest: str) -> dict[str, Any]:
     }
 
 
+def _configs(incoming: Incoming) -> list[LayerConfig]:
+    return [incoming.config(digest, LayerConfig) for digest in incoming.layers]
+
+
+def _contributors(incoming: Incoming) -> list[str]:
+    """Everybody whose work is in it, as its layers say."""
+    configs = _configs(incoming)
+    credits = [credit for config in configs for credit in config.credits or ()]
+    return [clean(name) for name in contributors(configs, credits)]
+
+
+def _licences(incoming: Incoming) -> dict[str, Any]:
+    """What its layers and the base, as far as that is stated, ask together."""
+    works = works_of([(config, config.credits or ()) for config in _configs(incoming)])
+    for stated in incoming.stands_on()[:1]:
+        works.insert(0, Stated("base", stated.name or "(unnamed)", stated.base.licence))
+    found = combine(works, "share").to_json()
+    return found | {
+        "expression": clean(found["expression"]) if found["expression"] else None,
+        "obligations": [clean(text, 500) for text in found["obligations"]],
+        "problems": [each | {"text": clean(each["text"], 500)} for each in found["problems"]],
+    }
+
+
 def _scores(incoming: Incoming) -> list[dict[str, Any]]:
     """Results that are claimed for the stack itself, the newest of each exam."""
     names = {
@@ -141,6 +171,9 @@ def render(shown: dict[str, Any]) -> str:
     where = "at hand" if base["at_hand"] else f"from {base['source'] or 'a place not stated'}"
     known = [base["name"], base["family"], f"licence {base['licence'] or 'not stated'}", where]
     lines.append(f"  base @{short(base['identity'])}: " + ", ".join(k for k in known if k))
+    if shown["contributors"]:
+        lines.append(f"  work of {', '.join(shown['contributors'])}")
+    lines += [f"  {line}" for line in licence_lines(shown["licences"])]
     for score in shown["exams"]:
         of = f" of {score['layer']}" if score["layer"] else ""
         lines.append(

@@ -28,11 +28,13 @@ ANSWER_TOKENS: dict[ScorerName, int] = {"tool_call": 128, "exact": 48, "numeric"
 """Longest generated answer in an exam, by scorer; others generate nothing."""
 
 PROBES_AN_EXAM = 2
+PRIVATE = "private"
+"""Folder beside the layout where withheld questions lie."""
 
 
 def private_path(store: Store, digest: str) -> Path:
     """Where withheld questions lie on the machine that made them; never a blob, never pushed."""
-    return store.root / "private" / f"{digest.removeprefix('sha256:')}.jsonl"
+    return store.root / PRIVATE / f"{digest.removeprefix('sha256:')}.jsonl"
 
 
 def keep_private(store: Store, data: bytes) -> None:

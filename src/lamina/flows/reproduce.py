@@ -146,8 +146,9 @@ def reproduce(
         again, blobs = layer_object(
             store, run, spec, compiled, outcome, counts, reporter, should_stop
         )
-        # exams travel as they are: they are cut by hash, not trained
-        again = again.model_copy(update={"exams": config.exams, "rehearsal": config.rehearsal})
+        # these travel as they are: they are cut by hash or handed on, not trained
+        kept = {"exams": config.exams, "rehearsal": config.rehearsal, "credits": config.credits}
+        again = again.model_copy(update=kept)
         exams = [b for b in layer.manifest.layers if b.title.startswith("exam-")]
         digest = store.put_object(LAYER_TYPE, again, [*blobs, *exams]).digest
     finally:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lamina.core.digest import short
 from lamina.core.errors import CheckError, UsageError
+from lamina.core.licences import combine
 from lamina.core.manifests import (
     CERTIFICATE_TYPE,
     NAMING_TYPE,
@@ -33,6 +34,7 @@ from lamina.flows.adapters import PROBE
 from lamina.flows.examine import current, sit
 from lamina.flows.inventory import certificate_lines
 from lamina.flows.joined import land_computed
+from lamina.flows.licensing import check, works_in
 from lamina.flows.lineage import moved_on
 from lamina.flows.naming import new_name
 from lamina.flows.questions import carried, probe_prompts
@@ -59,6 +61,7 @@ def squash(
     name: str | None = None,
     reporter: Reporter,
     override: str | None = None,
+    despite: str | None = None,
     author: str | None = None,
 ) -> dict[str, Any]:
     """Squash the stack that `text` means and move `name` (its own by default) to the result.
@@ -67,16 +70,18 @@ def squash(
     What a `rank` leaves is trained for `passes` over the rehearsal rows (see `squeeze`; None:
     PASSES, 0: never).
     A stack that is one layer of that rank already is named as it is. Can be run again when killed.
-    Raises UsageError, UnknownNameError, CheckError when an exact squash answers otherwise, and
-    GateError; the layer is kept then.
+    `despite`: the reason for joining what a licence forbids to join.
+    Raises UsageError, UnknownNameError, CheckError when an exact squash answers otherwise or a
+    licence forbids it, and GateError; the layer is kept then.
     """
     began = time.monotonic()
     limits = _Limits(rank, tolerance, passes)
     limits.check()
     original = resolve(store, text)
     target = _target(store, text, name, original)
+    why = _licensed(store, original, reporter, despite)
     before, undo = current(store, target.name), _undo(store, target)
-    layer, stack = _made(store, original, target, limits, reporter, author, began)
+    layer, stack = _made(store, original, target, limits, reporter, author, began, why)
     named = landing.gate_and_name(
         store,
         layer,
@@ -189,6 +194,17 @@ def _undo(store: Store, name: Name) -> str | None:
     return f"lamina tag {name.at_version(version)} {name.name}{why}"
 
 
+def _licensed(
+    store: Store, stack: ResolvedStack, reporter: Reporter, despite: str | None
+) -> str | None:
+    """The reason for what a licence forbids, where one was needed. Raises CheckError."""
+    if len(stack.layers) < 2:
+        return None
+    file = f"the squash of {stack.label}"
+    found = combine(works_in(store, stack.layers, file=file), "combine")
+    return check(found, f"to squash {stack.label}", reporter, despite=despite)
+
+
 # -- the layer -------------------------------------------------------------------------------------
 
 
@@ -200,6 +216,7 @@ def _made(
     reporter: Reporter,
     author: str | None,
     began: float,
+    despite: str | None,
 ) -> tuple[Descriptor, ResolvedStack]:
     """The squashed layer and its stack, certified and unnamed; the original's where it is that."""
     layers = [layer_factors(store, layer) for layer in original.layers]
@@ -219,7 +236,7 @@ def _made(
     if not store.evidence(layer.digest, CERTIFICATE_TYPE, CertificateEvidence):
         certificate = _certificate(
             store, original, stack, parts, passes, reporter, began, exact=limits.exact
-        )
+        ).model_copy(update={"despite": despite})
         store.put_evidence(CERTIFICATE_TYPE, certificate, layer)
     return layer, stack
 

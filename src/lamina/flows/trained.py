@@ -14,6 +14,7 @@ from lamina.core.manifests import (
     JSONL_TYPE,
     SAFETENSORS_TYPE,
     CostEvidence,
+    Credit,
     DataFingerprint,
     Descriptor,
     LayerConfig,
@@ -21,7 +22,7 @@ from lamina.core.manifests import (
 from lamina.core.report import Reporter
 from lamina.core.version import __version__
 from lamina.data.provenance import content_digest
-from lamina.flows import landing, rehearsal, runs, seen_rows
+from lamina.flows import credit, landing, rehearsal, runs, seen_rows
 from lamina.flows.questions import keep_private
 from lamina.stack.compile import Compiled
 from lamina.stack.resolve import ResolvedStack
@@ -104,6 +105,7 @@ def layer_object(
         origin=spec.origin,
         supersedes=spec.supersedes,
         sources=spec.layer_sources,
+        credits=_credits(store, spec),
         rehearsal=kind,
     )
     blobs = [*adapter, *([travelling] if travelling else [])]
@@ -118,6 +120,14 @@ def layer_object(
         else:
             blobs.append(store.put_bytes(data, JSONL_TYPE, title=f"exam-{index}.jsonl"))
     return config, blobs
+
+
+def _credits(store: Store, spec: runs.RunSpec) -> tuple[Credit, ...] | None:
+    """Whose work was in what this was trained on from, or taught by."""
+    if not spec.layer_sources:
+        return None
+    share = 1.0 if spec.origin == "distilled" else None
+    return credit.of_sources(store, [(source.layer, share) for source in spec.layer_sources])
 
 
 def cost_of(outcome: Outcome, compiled: Compiled, layer_bytes: int) -> CostEvidence:

@@ -15,20 +15,30 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from lamina.bases.header import HeaderError, check_bytes
 from lamina.core.errors import LayerError
+from lamina.core.manifests import MAX_RANK
 from lamina.core.recipe import Scaling
+from lamina.core.strict import loads
 from lamina.lowrank.maths import Factors, LayerFactors
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-MAX_RANK = 16384
+MAX_CONFIG_BYTES = 4 << 20
+MAX_WEIGHTS_BYTES = 64 << 30
+MAX_ALPHA = 1e9
+MAX_PATTERNS = 20_000_000
+"""Most comparisons of rank_pattern and alpha_pattern with module names: some seconds."""
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight"
 )
 _PLAIN_PATTERN = re.compile(r"\^?[\w\\.-]{1,300}\$?")
+_BRIEF = 80
 _PEFT_DEFAULT = 8
 """peft's r and lora_alpha where the config names none."""
+_PLAIN = "export it as plain LoRA (rank-stabilised is fine) without extra modules"
+_PICKLED = "pickled adapters (.bin, .pt) are never opened; convert them where you trust them"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 _REFUSED: tuple[tuple[str, Any, str], ...] = (
@@ -113,12 +123,21 @@ def decode(
             faults.append(f"{key}: not a lora_A or lora_B weight")
             continue
         faults += [f"{key}: {fault}" for fault in _tensor_faults(tensor)]
-        pairs.setdefault(match["module"], {})[match["side"]] = tensor
+        sides = pairs.setdefault(match["module"], {})
+        if match["side"] in sides:
+            faults.append(f"{key}: another tensor says the same of {match['module']}")
+        sides[match["side"]] = tensor
+    if unclear := _pattern_faults(config, len(pairs)):  # nothing can be looked up in them
+        faults += unclear
+        raise LayerError(f"{what} cannot be used as a layer", faults=faults, hint=_PLAIN)
     result = {}
     for module, sides in sorted(pairs.items()):
         if set(sides) != {"A", "B"}:
             faults.append(f"{module}: only lora_{next(iter(sides))}")
         elif sides["A"].ndim == 2 == sides["B"].ndim:
+            if sides["A"].shape[0] > MAX_RANK:
+                faults.append(f"{module}: rank {sides['A'].shape[0]} is above {MAX_RANK}")
+                continue
             if sides["A"].shape[0] != sides["B"].shape[1]:
                 shapes = tuple(sides["A"].shape), tuple(sides["B"].shape)
                 faults.append(f"{module}: A {shapes[0]} and B {shapes[1]} differ in rank")
@@ -127,18 +146,18 @@ def decode(
     if not pairs:
         faults.append("it touches no module")
     if faults:
-        raise LayerError(
-            f"{what} cannot be used as a layer",
-            faults=faults,
-            hint="export it as plain LoRA (rank-stabilised is fine) without extra modules",
-        )
+        raise LayerError(f"{what} cannot be used as a layer", faults=faults, hint=_PLAIN)
     return result
 
 
 def _read_config(data: bytes, what: str) -> dict[str, Any]:
+    if len(data) > MAX_CONFIG_BYTES:
+        raise LayerError(
+            f"{what}: {CONFIG_FILE} has {len(data)} bytes; {MAX_CONFIG_BYTES} are read"
+        )
     try:
-        config = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        config = loads(data)
+    except ValueError as error:
         raise LayerError(f"{what}: {CONFIG_FILE} is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise LayerError(f"{what}: {CONFIG_FILE} is not a JSON object")
@@ -147,25 +166,58 @@ def _read_config(data: bytes, what: str) -> dict[str, Any]:
 
 def _read_tensors(weights: bytes | str, what: str) -> dict[str, Tensor]:
     try:  # not by load_file: safetensors 0.8 keeps 56 bytes for ever of each tensor it opens so
-        data = weights if isinstance(weights, bytes) else Path(weights).read_bytes()
+        data = weights if isinstance(weights, bytes) else _bytes_of(Path(weights))
+        check_bytes(data)
         loaded: dict[str, Tensor] = safetensors.torch.load(data)
+    except HeaderError as error:
+        raise LayerError(
+            f"{what}: {WEIGHTS_FILE} is not a safetensors file: {error.message}",
+            faults=error.faults,
+            hint=_PICKLED,
+        ) from None
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise LayerError(
             f"{what}: {WEIGHTS_FILE} is not a safetensors file: {error}",
-            hint="pickled adapters (.bin, .pt) are never opened; convert them where you trust them",
+            hint=_PICKLED,
         ) from None
     return loaded
+
+
+def _bytes_of(path: Path) -> bytes:
+    """A file's bytes. Raises OSError, ValueError when no layer could be so large."""
+    size = path.stat().st_size
+    if size > MAX_WEIGHTS_BYTES:
+        raise ValueError(f"{size} bytes; at most {MAX_WEIGHTS_BYTES} are read")
+    return path.read_bytes()
 
 
 def _config_faults(config: Mapping[str, Any]) -> list[str]:
     faults = []
     if config.get("peft_type") != "LORA":
-        faults.append(f"peft_type is {config.get('peft_type')!r}; only LORA is a low-rank sum")
+        given = _brief(config.get("peft_type"))
+        faults.append(f"peft_type is {given}; only LORA is a low-rank sum")
     for key, neutral, why in _REFUSED:
         value = config.get(key, neutral)
         if value != neutral and value not in (None, [], {}, False):
-            faults.append(f"{key} = {value!r}: {why}")
+            faults.append(f"{key} = {_brief(value)}: {why}")
     return faults
+
+
+def _pattern_faults(config: Mapping[str, Any], modules: int) -> list[str]:
+    """Why rank_pattern and alpha_pattern cannot be looked up in."""
+    faults = []
+    for key in ("rank_pattern", "alpha_pattern"):
+        found = config.get(key)
+        if found is not None and not isinstance(found, dict):
+            faults.append(f"{key} is {_brief(found)}, not an object")
+        elif found and len(found) * modules > MAX_PATTERNS:
+            faults.append(f"{key} has {len(found):,} entries for {modules:,} modules")
+    return faults
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _BRIEF else text[:_BRIEF] + "…"
 
 
 def _tensor_faults(tensor: Tensor) -> list[str]:
@@ -174,8 +226,6 @@ def _tensor_faults(tensor: Tensor) -> list[str]:
         faults.append(f"{tensor.ndim} axes instead of 2")
     elif min(tensor.shape) == 0:
         faults.append(f"empty shape {tuple(tensor.shape)}")
-    elif min(tensor.shape) > MAX_RANK:
-        faults.append(f"rank {min(tensor.shape)} is above {MAX_RANK}")
     if not tensor.is_floating_point():
         faults.append(f"dtype {tensor.dtype} is no floating-point type")
     elif not torch.isfinite(tensor.float()).all():
@@ -194,7 +244,9 @@ def _module_scale(
     try:
         rank = int(_pattern_value(config, "rank_pattern", module, "r"))
         alpha = float(_pattern_value(config, "alpha_pattern", module, "lora_alpha"))
-    except (TypeError, ValueError, re.error) as error:
+        if not abs(alpha) <= MAX_ALPHA:
+            raise ValueError(f"alpha {alpha}")
+    except (TypeError, ValueError, OverflowError, re.error) as error:
         faults.append(f"{module}: rank or alpha is not a number: {error}")
         return 0.0
     if rank != actual_rank:

@@ -51,6 +51,18 @@ def lowrank_delta(x_NI: Tensor, factors: Factors) -> Tensor:
     return (factors.scale * (hidden_NR @ factors.b_OR.float().T)).to(x_NI.dtype)
 
 
+def inner_product(a: Factors, b: Factors) -> float:
+    """<dW_a, dW_b>_F = s_a s_b sum((B_a^T B_b) * (A_a A_b^T)), in float64; dW is never formed."""
+    columns_RS = a.b_OR.double().T @ b.b_OR.double()
+    rows_RS = a.a_RI.double() @ b.a_RI.double().T
+    return a.scale * b.scale * float((columns_RS * rows_RS).sum())
+
+
+def squared_norm(factors: Factors) -> float:
+    """|dW|_F^2, in float64."""
+    return inner_product(factors, factors)
+
+
 def concat(terms: Sequence[Factors]) -> Factors:
     """n updates as one: [s1 B1 ... sn Bn] [A1; ...; An], rank sum(Ri), scale 1. Exact.
 

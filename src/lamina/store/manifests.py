@@ -1,15 +1,17 @@
 """Manifests: the JSON that joins blobs into a base, a layer, a stack or a piece of evidence."""
 
-import json
 from typing import Any
 
 from lamina.core.errors import CorruptBlobError, MissingBlobError, StoreError, UsageError
 from lamina.core.manifests import CONFIG_SUFFIX, MANIFEST_TYPE, Descriptor, ImageManifest
+from lamina.core.strict import loads
 from lamina.store.blobs import BlobStore
 from lamina.store.strict import ValueT, parse_strictly
 
 MANIFEST_LIMIT = 4 << 20
 """Largest manifest in bytes; registries draw the same line."""
+CONFIG_LIMIT = 16 << 20
+"""Largest config in bytes; answers to thousands of questions fit."""
 
 
 class ManifestStore(BlobStore):
@@ -52,7 +54,7 @@ class ManifestStore(BlobStore):
                 f"config {manifest.config.digest} has type {manifest.config.mediaType}, "
                 f"expected {wanted}"
             )
-        data = self.read(manifest.config.digest)
+        data = self.read(manifest.config.digest, limit=CONFIG_LIMIT)
         return parse_strictly(kind, data, f"config {manifest.config.digest}")
 
     def glance(self, digest: str) -> dict[str, Any]:
@@ -62,9 +64,9 @@ class ManifestStore(BlobStore):
         Raises StoreError when it is no JSON object.
         """
         try:
-            manifest = json.loads(self.read(digest, limit=MANIFEST_LIMIT))
-            config = json.loads(self.read(manifest["config"]["digest"]))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            manifest = loads(self.read(digest, limit=MANIFEST_LIMIT))
+            config = loads(self.read(manifest["config"]["digest"], limit=CONFIG_LIMIT))
+        except (ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{digest} is no manifest with a JSON config: {error!r}", hint="run `lamina verify`"
             ) from None

@@ -29,7 +29,7 @@ from lamina.core.manifests import (
 from lamina.core.names import LATEST, Name
 from lamina.core.values import Value
 from lamina.store.refs import BASE_PREFIX, RefStore, bare
-from lamina.store.strict import ValueT
+from lamina.store.strict import ValueT, parse_strictly
 
 
 class ObjectStore(RefStore):
@@ -48,13 +48,16 @@ class ObjectStore(RefStore):
 
         With a `subject` it is evidence: the index lists it at once, and `referrers` finds it.
         Without one nothing lists it yet: name it or `add_root` within `collect`'s grace.
-        Raises MissingBlobError listing every missing blob (or the missing subject).
+        Raises MissingBlobError listing every missing blob (or the missing subject), StoreError for
+        a config that could not be read again.
         """
+        data = config.to_bytes()
+        parse_strictly(type(config), data, "the config")
         if subject is not None and not self.has(subject.digest):
             raise MissingBlobError(f"the subject {subject.digest} is not in the store")
         manifest = ImageManifest(
             artifactType=artifact_type,
-            config=self.put_bytes(config.to_bytes(), artifact_type + CONFIG_SUFFIX),
+            config=self.put_bytes(data, artifact_type + CONFIG_SUFFIX),
             layers=tuple(blobs),
             subject=bare(subject) if subject is not None else None,
             annotations=dict(annotations) if annotations else None,

@@ -29,6 +29,8 @@ FROM = "dev.lamina.from"
 not taken for a measurement of one's own."""
 BASE_PREFIX = "base/"
 """Before a base's name in REF_NAME; no stack's name can have it."""
+INDEX_LIMIT = 64 << 20
+"""Largest index.json in bytes: some 200,000 entries."""
 LOCK_FILE = "lamina.lock"
 LOCK_SECONDS = 30.0
 _RECOVER = (
@@ -189,10 +191,13 @@ class RefStore(ManifestStore):
     def _index(self) -> ImageIndex:
         """`index.json`, parsed again only when its bytes changed."""
         try:
-            data = self.index_path.read_bytes()
+            with self.index_path.open("rb") as handle:
+                data = handle.read(INDEX_LIMIT + 1)
         except OSError as error:
             reason = error.strerror or str(error)
             raise StoreError(f"cannot read {self.index_path}: {reason}", hint=_RECOVER) from error
+        if len(data) > INDEX_LIMIT:
+            raise StoreError(f"{self.index_path} has more than {INDEX_LIMIT} bytes", hint=_RECOVER)
         if self._parsed is None or self._parsed[0] != data:
             try:
                 index = parse_strictly(ImageIndex, data, str(self.index_path))
@@ -276,8 +281,13 @@ class RefStore(ManifestStore):
 
     def _replace_entries(self, entries: tuple[Descriptor, ...]) -> None:
         """Rewrite the index; under the lock only."""
-        index = self._index().model_copy(update={"manifests": entries})
-        atomic_write(self.index_path, index.to_bytes())
+        data = self._index().model_copy(update={"manifests": entries}).to_bytes()
+        if len(data) > INDEX_LIMIT:
+            raise StoreError(
+                f"the store's index would have more than {INDEX_LIMIT} bytes",
+                hint="remove names and evidence that nobody needs, or begin another store",
+            )
+        atomic_write(self.index_path, data)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

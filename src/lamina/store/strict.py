@@ -1,12 +1,34 @@
-"""Strict JSON for what is on disk: bounded depth, no repeated keys, no NaN, no unknown keys."""
+"""Strict JSON for what is on disk: see `core.strict`; besides no unknown keys, no other types, and
+on one line what is shown on one line."""
 
-import json
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from lamina.core.errors import StoreError, UsageError
+from lamina.core.plain import line_fault
+from lamina.core.strict import loads
 from lamina.core.values import Value
 
-MAX_DEPTH = 32
+ONE_LINE = frozenset(
+    {
+        "author",
+        "created",
+        "dtype",
+        "exam",
+        "family",
+        "format",
+        "hardware",
+        "layer",
+        "licence",
+        "method",
+        "metric",
+        "name",
+        "onto",
+        "reviewer",
+        "source",
+        "worst_module",
+    }
+)
+"""Keys whose texts are shown between our own words, wherever they stand."""
 
 ValueT = TypeVar("ValueT", bound=Value)
 
@@ -14,42 +36,31 @@ ValueT = TypeVar("ValueT", bound=Value)
 def parse_strictly(kind: type[ValueT], data: bytes, what: str) -> ValueT:
     """Read stored JSON as a Value. Raises StoreError, naming `what` and every fault."""
     try:
-        loaded = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        loaded = loads(data)
+    except ValueError as error:
         raise StoreError(f"{what} is not JSON that lamina reads: {error}") from None
     if not isinstance(loaded, dict):
         raise StoreError(f"{what} is not a JSON object")
-    if _deeper_than(loaded, MAX_DEPTH):
-        raise StoreError(f"{what} is nested deeper than {MAX_DEPTH} levels")
+    faults = list(_line_faults(loaded))
+    if faults:
+        raise StoreError(f"{what} is not valid", faults=faults)
     try:
-        return kind.parse(loaded, what)
+        return kind.parse_exactly(data, what)
     except UsageError as error:
         raise StoreError(error.message, faults=error.faults) from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object in which no key comes twice (which of the two counts would be a guess)."""
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key comes twice in one object")
-    return result
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a JSON number")
-
-
-def _deeper_than(value: Any, depth: int) -> bool:
-    """Whether lists and objects nest deeper than `depth`; walks level by level, never recurses."""
-    level = [value]
-    for _ in range(depth + 1):
-        below: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                below.extend(item.values())
-            elif isinstance(item, list):
-                below.extend(item)
-        if not below:
-            return False
-        level = below
-    return True
+def _line_faults(value: Any) -> list[str]:
+    """What is wrong with texts under the keys of ONE_LINE, at any depth."""
+    faults = []
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(item, str):
+                fault = line_fault(item) if key in ONE_LINE else None
+                faults += [f"{key} {fault}"] if fault else []
+            else:
+                faults += _line_faults(item)
+    elif isinstance(value, list):
+        for item in value:
+            faults += _line_faults(item) if isinstance(item, (dict, list)) else []
+    return faults

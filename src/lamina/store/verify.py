@@ -12,6 +12,7 @@ from lamina.core.manifests import (
     LAYER_TYPE,
     NAMING_TYPE,
     SCORES_TYPE,
+    SIGNATURE_TYPE,
     STACK_TYPE,
     BaseConfig,
     CostEvidence,
@@ -20,6 +21,7 @@ from lamina.core.manifests import (
     LayerConfig,
     NamingEvidence,
     ScoresEvidence,
+    SignatureEvidence,
     StackConfig,
 )
 from lamina.core.values import Value
@@ -37,6 +39,7 @@ _CONFIGS: dict[str, type[Value]] = {
     COST_TYPE: CostEvidence,
     SCORES_TYPE: ScoresEvidence,
     NAMING_TYPE: NamingEvidence,
+    SIGNATURE_TYPE: SignatureEvidence,
 }
 
 

@@ -1,8 +1,7 @@
 """Run a chat template: render messages to text, and find out what the template can do.
 
-Templates are programs by strangers. transformers runs them in its own jinja sandbox; whatever one
-raises becomes a DataError with the template's message. Rendering is a pure function: a template
-that asks for today's date always gets the same one, so a layer's prompts do not change overnight.
+Templates are programs by strangers: they run in `tokens.sandbox`, and whatever one raises becomes a
+DataError with the template's message. Rendering is a pure function, the date included.
 """
 
 import json
@@ -11,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lamina.core.errors import DataError
+from lamina.core.plain import shown_in_line
 from lamina.data.example import Message, ToolCall
+from lamina.tokens.sandbox import render
 from lamina.tokens.tools import function_schema, render_answer, render_tool_result, tools_preamble
 
-_FIXED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 _USER, _SYSTEM, _RESULT = "probeuser", "probesystem", "proberesult"
 _TOOL, _PARAMETER, _ARGUMENT = "probetool", "probeparameter", "probeargument"
 _PROBE_CALL = ToolCall(name=_TOOL, arguments=json.dumps({_PARAMETER: _ARGUMENT}))
@@ -52,7 +52,7 @@ class Renderer:
     """A tokenizer's chat template, or `template` in its place."""
 
     def __init__(self, tokenizer: Any, template: str | None) -> None:
-        self._tokenizer = tokenizer
+        self._specials = {key: str(text) for key, text in tokenizer.special_tokens_map.items()}
         self._templates = {
             False: _named_template(tokenizer, template, "default"),
             True: _named_template(tokenizer, template, "tool_use"),
@@ -64,16 +64,18 @@ class Renderer:
         Raises: DataError with the template's own message.
         """
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages,
-                tools=[{"type": "function", "function": tool} for tool in tools] or None,
-                chat_template=self._templates[bool(tools)],
-                add_generation_prompt=prompt,
-                tokenize=False,
+            return render(
+                self._templates[bool(tools)],
+                {
+                    **self._specials,
+                    "messages": messages,
+                    "tools": [{"type": "function", "function": tool} for tool in tools] or None,
+                    "documents": None,
+                    "add_generation_prompt": prompt,
+                },
             )
         except Exception as error:  # a template is a stranger's program: it may raise anything
-            raise DataError(f"the chat template refuses: {error}") from error
-        return str(text)
+            raise DataError(f"the chat template refuses: {shown_in_line(str(error))}") from error
 
     def probe(self) -> Abilities:
         """Find the template's abilities by rendering small conversations."""
@@ -202,4 +204,4 @@ def _named_template(tokenizer: Any, template: str | None, name: str) -> str:
             hint="`lamina base pull` gives ChatML to a base without a template: pull it again, "
             "or give a template",
         )
-    return (_FIXED_DATE if "strftime_now" in found else "") + str(found)
+    return str(found)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lamina.core.manifests import Descriptor, LayerConfig
+from lamina.flows.credit import of_sources
 from lamina.flows.ladder.rung import Move, Moved
 from lamina.flows.landing import adapter_blobs, land
 from lamina.lowrank import codec
@@ -52,6 +53,7 @@ def carried_config(move: Move, changes: Mapping[str, Any]) -> LayerConfig:
             "base": move.onto.config.base,
             "parents": move.onto.config.layers,
             **move.lineage,
+            "credits": of_sources(move.store, [(move.layer.digest, 1.0)]),
             **changes,
         }
     )

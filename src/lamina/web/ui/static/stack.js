@@ -86,6 +86,7 @@ function layerCard(layer) {
       ["Size", bytes(layer.bytes)],
       ["Parameters", compact(layer.parameters)],
       ["Author", layer.author ?? "not stated"],
+      ["Has the work of", layer.credits.length ? layer.credits.map(credited).join(", ") : null],
       ["Licence", layer.licence ?? "not stated"],
       ["Trained in", cost ? duration(cost.seconds) : null],
     ]),
@@ -105,6 +106,10 @@ function layerCard(layer) {
       ["Made", cost ? date(cost.created) : null],
       ["Certificate", layer.certificate ? `${layer.certificate.method}: rank ${layer.certificate.rank}, was ${layer.certificate.rank_before}; ${percent(layer.certificate.discarded)} left out` : null],
     ])));
+}
+
+function credited({ author, name, layer, share }) {
+  return `${author ?? "unknown"} (${name ?? `@${layer.slice(7, 19)}`}${share === null ? "" : `, ${percent(share)}`})`;
 }
 
 function results(layer) {
