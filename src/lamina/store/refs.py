@@ -11,6 +11,7 @@ validated as a whole and then replaces the old one atomically. An entry's kinds:
 import contextlib
 import difflib
 import enum
+import errno
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -191,6 +192,8 @@ class RefStore(ManifestStore):
     def _index(self) -> ImageIndex:
         """`index.json`, parsed again only when its bytes changed."""
         try:
+            if self.index_path.exists() and not self.index_path.is_file():
+                raise OSError(errno.EINVAL, "it is no file")
             with self.index_path.open("rb") as handle:
                 data = handle.read(INDEX_LIMIT + 1)
         except OSError as error:
