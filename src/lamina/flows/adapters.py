@@ -143,7 +143,7 @@ def export(
             **made.facts,
         }
         atomic_write(work / CERTIFICATE, (json.dumps(certificate, indent=2) + "\n").encode())
-        atomic_write(work / CARD, card(store, stack, target, parity=parity).encode())
+        atomic_write(work / CARD, card(store, stack, target, certificate=certificate).encode())
     lines = [line.replace(FOLDER, str(directory)) for line in made.use]
     return {**certificate, "directory": str(directory), "use": lines}
 

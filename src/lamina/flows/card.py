@@ -22,6 +22,7 @@ from lamina.flows.evidence import recorded
 from lamina.flows.scoreboard import results
 from lamina.share.card import render
 from lamina.share.card_facts import CardBase, CardLayer, Facts, Form
+from lamina.share.parcel import public_source
 from lamina.stack.resolve import ResolvedLayer, ResolvedStack
 from lamina.store.layout import Store
 
@@ -33,18 +34,21 @@ def card(
     stack: ResolvedStack,
     form: Form,
     *,
-    parity: Mapping[str, Any] | None = None,
+    certificate: Mapping[str, Any],
     where: str | None = None,
 ) -> str:
-    """The model card of a stack as Markdown. Reads manifests and evidence, never a tensor."""
-    return render(gather(store, stack, parity=parity, where=where), form)
+    """The model card of a stack as Markdown, beside an export with this certificate.
+
+    Reads manifests and evidence, never a tensor.
+    """
+    return render(gather(store, stack, certificate=certificate, where=where), form)
 
 
 def gather(
     store: Store,
     stack: ResolvedStack,
     *,
-    parity: Mapping[str, Any] | None = None,
+    certificate: Mapping[str, Any],
     where: str | None = None,
 ) -> Facts:
     """All that is on record. Of several records of one kind the newest counts, whatever the order
@@ -62,14 +66,17 @@ def gather(
     return Facts(
         label=stack.label,
         stack=stack.digest,
-        base=CardBase(stack.base_config, (stack.base.annotations or {}).get(SOURCE, "")),
+        base=CardBase(
+            stack.base_config, public_source((stack.base.annotations or {}).get(SOURCE)) or ""
+        ),
         layers=tuple(_layer(store, layer) for layer in stack.layers),
         results=found,
         withheld=frozenset(
             labels[exam.key] for exam in exams if (exam.name, exam.digest) in hidden
         ),
         namings=tuple(sorted(namings, key=lambda move: (move.created, move.name, move.version))),
-        parity=parity,
+        parity=certificate["parity"],
+        max_lora_rank=certificate.get("max_lora_rank"),
         where=where,
     )
 

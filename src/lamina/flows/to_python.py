@@ -20,6 +20,7 @@ from lamina.export.readers import as_others_read
 from lamina.flows.outbound import Job, Made, refuse_packed, refuse_precision
 from lamina.lowrank.maths import Factors
 from lamina.share.card_facts import hub_commit, hub_name
+from lamina.share.parcel import public_source
 from lamina.stack.compile import Compiled, base_directory, compile_stack, layer_factors
 
 _NO_VLLM = "vLLM itself was not run: PEFT loaded the adapter"
@@ -86,8 +87,8 @@ def _reference(job: Job) -> tuple[str, str | None]:
 
 
 def _source(job: Job) -> str:
-    """Where the base came from, else its identity."""
-    return (job.stack.base.annotations or {}).get(SOURCE, "") or job.stack.config.base
+    """Where anybody gets the base, else its identity."""
+    return public_source((job.stack.base.annotations or {}).get(SOURCE)) or job.stack.config.base
 
 
 def load_peft(model: nn.Module, directory: Path) -> nn.Module:

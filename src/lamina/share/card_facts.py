@@ -62,6 +62,8 @@ class Facts:
     """What the licences ask for, one sentence each; plain text."""
     parity: Mapping[str, Any] | None = None
     """How the files beside the card were compared with the stack."""
+    max_lora_rank: int | None = None
+    """What vLLM is to be told of the adapter beside the card; None: it takes no such adapter."""
     where: str | None = None
     """`org/name` of the repository that the card is written for."""
 

@@ -101,7 +101,11 @@ def _results(facts: Facts) -> Iterator[dict[str, Any]]:
         low, high = found["ci"]
         yield {
             "task": {"type": "text-generation"},
-            "dataset": {"type": "lamina-exam", "name": one_line(found["exam"])},
+            "dataset": {
+                "type": "lamina-exam",
+                "name": one_line(found["exam"]),
+                "config": one_line(found["exam"]),  # readers join results of one type and config
+            },
             "metrics": [
                 {
                     "type": found["metric"],

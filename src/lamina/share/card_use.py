@@ -20,8 +20,6 @@ HERE = "THIS_FOLDER"
 """Stands in commands for where the card lies: an export does not know where it will be put."""
 BASE = "BASE_FOLDER"
 """Stands for the base where it is none of the Hub's."""
-MAX_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM's `--max-lora-rank` takes."""
 
 
 def section(facts: Facts, form: Form) -> list[str]:
@@ -36,7 +34,7 @@ def section(facts: Facts, form: Form) -> list[str]:
     here = one_line(facts.where or HERE)
     match form:
         case "hub" | "peft" | "vllm":
-            lines += [*_python(facts, here), *_vllm(facts, form, here), *_llama_cpp()]
+            lines += [*_python(facts, here), *_vllm(facts, here), *_llama_cpp()]
         case "hf":
             lines += [*_merged(here), *_sh(f"vllm serve {shell(here)}")]
         case "gguf":
@@ -89,14 +87,11 @@ def _merged(here: str) -> list[str]:
     ]
 
 
-def _vllm(facts: Facts, form: Form, here: str) -> list[str]:
-    """vLLM's launch line, for adapters of one rank that it takes."""
-    rank = sum(layer.config.rank for layer in facts.layers)
-    most = next((some for some in MAX_RANKS if some >= rank), None)
-    if most is None or form == "peft":
-        wanted = "lamina export STACK DIR --to vllm"
-        first = "" if most else f"rank {rank} is more than it takes: `lamina squash` first, then "
-        return [f"With vLLM: {first}`{wanted}`.", ""]
+def _vllm(facts: Facts, here: str) -> list[str]:
+    """vLLM's launch line, for an adapter that it takes."""
+    most = facts.max_lora_rank
+    if most is None:
+        return ["With vLLM: `lamina export STACK DIR --to vllm` gives it one rank throughout.", ""]
     base = shell(hub_name(facts.base.source) or BASE)
     adapter = f"--lora-modules stack={shell(here)}"
     line = f"vllm serve {base} --enable-lora --max-lora-rank {most} {adapter}"
