@@ -64,6 +64,15 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_GET
 
     def _serve(self):
+        with self.hub.lock:
+            self.hub.busy += 1
+        try:
+            self._serve_one()
+        finally:
+            with self.hub.lock:
+                self.hub.busy -= 1
+
+    def _serve_one(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Transfer-Encoding") == "chunked":
             body = self._chunks()

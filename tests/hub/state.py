@@ -80,6 +80,8 @@ class HubState:
         self.requests: list[tuple[str, str, dict, int]] = []
         """(method, path, headers, bytes of the body) of every request."""
         self.lock = threading.Lock()
+        self.busy = 0
+        """Requests being answered."""
         self.numbers = itertools.count()
 
     def add(self, name, files, *, large=(), **how):
@@ -108,6 +110,11 @@ class HubState:
         return [
             p for m, p, _, _ in self.requests if m == method and fnmatch.fnmatchcase(p, pattern)
         ]
+
+    def settled(self):
+        """Wait until nothing is being answered."""
+        while self.busy:
+            threading.Event().wait(0.01)
 
     def uploaded(self):
         """Bytes that arrived in request bodies for files."""

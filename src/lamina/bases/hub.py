@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from lamina.bases.quiet import quiet
 from lamina.core.digest import CHUNK_BYTES, digest_bytes, digest_file
@@ -137,7 +137,9 @@ def download(
                 allow_patterns=list(wanted),
                 endpoint=endpoint,
             )
-    except Exception as error:  # see resolve
+    except (GatedRepoError, RepositoryNotFoundError) as error:
+        raise cannot(f"hf:{repo.name}", repo.commit[:12], error, raises) from error
+    except Exception as error:  # see find
         raise raises(
             f"hf:{repo.name}@{repo.commit[:12]} was not downloaded to the end: {reason(error)}",
             hint="pull again: files that are there whole are kept",

@@ -12,12 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lamina.bases import hub as bases_hub
 from lamina.bases.hub import HubRepo
+from lamina.bases.quiet import quiet
 from lamina.core.digest import short
-from lamina.core.errors import UsageError
+from lamina.core.errors import CheckError, LayerError, ShareError, UsageError
 from lamina.core.files import TEMP_PREFIX
 from lamina.core.report import Reporter
+from lamina.core.sizes import size_text
 from lamina.flows.card import card
+from lamina.flows.preview import clean
+from lamina.flows.publish import Confirm, Landing, Taking, default_name
 from lamina.flows.withheld import fit_to_send, say, travelling_data
 from lamina.lowrank import codec
 from lamina.share import hub
@@ -36,6 +41,7 @@ def push(
     place: HubPlace,
     reporter: Reporter,
     *,
+    with_base: bool = False,
     private: bool = False,
     message: str | None = None,
     dry_run: bool = False,
@@ -54,7 +60,7 @@ def push(
             hint="name a stack with a layer; a base is pulled from where it comes from",
         )
     store.put_stack(stack.config.base, stack.config.layers)
-    parcel = fit_to_send(store, stack, parcel_of(store, stack.digest))
+    parcel = fit_to_send(store, stack, parcel_of(store, stack.digest, with_base=with_base))
     place.branch  # noqa: B018 - refuses a commit before anything is computed
     repo = place.look_if_there()
     if repo is not None and private and not repo.private:
@@ -85,6 +91,119 @@ def push(
         note = message or f"{stack.label}: stack {short(stack.digest)}, by lamina"
         commit = hub.send(upload, note, private=private, progress=_progress(reporter))
     return {**found, "commit": commit, "changed": commit != upload.parent}
+
+
+def pull(
+    store: Store,
+    place: HubPlace,
+    reporter: Reporter,
+    landing: Landing,
+    *,
+    on: str | None = None,
+    confirm: Confirm | None = None,
+    licence: str | None = None,
+) -> dict[str, Any]:
+    """Bring a stack here from a repository at one commit, shown first, checked on arrival.
+
+    A repository that lamina did not make is taken as a PEFT adapter over the stack that `on` means,
+    under its own licence where none is given. Pickles are never fetched.
+    Raises UsageError, LayerError, CheckError, GateError, CorruptBlobError, BaseError, ShareError.
+    """
+    repo = place.look()
+    at = f"hf:{repo.name}@{repo.commit}"
+    if not hub.is_stack(repo):
+        return _adopt(store, place, repo, reporter, landing, on, confirm, licence)
+    if on is not None:
+        raise UsageError(
+            f"{place} is a stack and stands on its own base",
+            hint="leave --on out; `lamina rebase` carries a pulled stack to other parents",
+        )
+    with _work_folder(store) as work, quiet():
+        source = HubSource(repo, work, place, _progress(reporter))
+        taking = Taking(store, source, at, reporter)
+        found = taking.take(source.root.digest, landing, repo.name, confirm)
+    if landing.dry_run:
+        return found
+    return {**found, "commit": repo.commit, "received": taking.moved.bytes + source.fetched}
+
+
+def _adopt(
+    store: Store,
+    place: HubPlace,
+    repo: HubRepo,
+    reporter: Reporter,
+    landing: Landing,
+    on: str | None,
+    confirm: Confirm | None,
+    licence: str | None,
+) -> dict[str, Any]:
+    """A PEFT adapter that another tool pushed becomes a layer."""
+    from lamina.flows.adapters import import_peft
+
+    at = f"hf:{repo.name}@{repo.commit}"
+    _check_adapter(repo, at)
+    size = sum(repo.sizes.get(name, 0) for name in _ADAPTER)
+    shown = {"from": at, "kind": "adapter", "licence": repo.licence, "bytes": size, "over": on}
+    text = (
+        f"{at} is a PEFT adapter that lamina did not make, {size_text(size)}: no lineage, no "
+        f"exams; licence {clean(repo.licence) if repo.licence else 'not stated'}"
+    )
+    if landing.dry_run:
+        return {"pulled": None, "preview": shown, "text": text}
+    if on is None:
+        raise UsageError(
+            f"{place} is an adapter that lamina did not make: over what does it go?",
+            hint=f"name the stack that it was trained over: lamina pull {place} --on STACK",
+        )
+    if confirm is not None and not confirm(text):
+        raise CheckError("nothing was pulled")
+    with _work_folder(store) as work:
+        folder = bases_hub.download(
+            repo,
+            work,
+            endpoint=place.endpoint,
+            progress=_progress(reporter),
+            wanted=_ADAPTER,
+            raises=ShareError,
+        )
+        found = import_peft(
+            store,
+            folder,
+            on,
+            landing.name or default_name(store, repo.name, None).name,
+            reporter,
+            licence=licence or repo.licence,
+            author=landing.author or repo.name.partition("/")[0],
+            override=landing.override,
+        )
+    base = resolve(store, on).config.base
+    return {
+        "pulled": at,
+        "preview": shown,
+        **found,
+        "base": base,
+        "commit": repo.commit,
+        "received": size,
+    }
+
+
+def _check_adapter(repo: HubRepo, at: str) -> None:
+    """Refuse what is no PEFT adapter in safetensors, by its file names alone."""
+    missing = [name for name in _ADAPTER if name not in repo.files]
+    if not missing:
+        return
+    pickles = [name for name in repo.files if codec.is_pickle(name)]
+    if codec.WEIGHTS_FILE in missing and pickles:
+        raise LayerError(
+            f"{at} has its weights only as pickles, which are never fetched",
+            faults=pickles,
+            hint="convert it where you trust it: save_pretrained(folder, safe_serialization=True)",
+        )
+    raise LayerError(
+        f"{at} is neither a stack that lamina pushed nor a PEFT adapter",
+        faults=[f"no {name}" for name in missing],
+        hint="a whole model is a base: lamina base pull hf:org/name",
+    )
 
 
 def _files(

@@ -29,9 +29,22 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not in its 
 from lamina.bases import hub
 from lamina.bases.hub import HubRepo, reason
 from lamina.bases.quiet import quiet
-from lamina.core.errors import MissingBlobError, ShareError, StoreError, UsageError
-from lamina.core.manifests import REF_NAME, Descriptor, ImageIndex, ImageManifest
+from lamina.core.errors import (
+    DroppedError,
+    MissingBlobError,
+    ShareError,
+    StoreError,
+    UsageError,
+)
+from lamina.core.manifests import (
+    MANIFEST_TYPE,
+    REF_NAME,
+    Descriptor,
+    ImageIndex,
+    ImageManifest,
+)
 from lamina.share.parcel import Parcel
+from lamina.share.reference import HubRef, parse_place
 from lamina.store.layout import LAYOUT_FILE, Layout, Store
 from lamina.store.manifests import MANIFEST_LIMIT
 from lamina.store.refs import SUBJECT, bare
@@ -44,8 +57,8 @@ BLOBS = f"{FOLDER}blobs/sha256/"
 SECONDS = 30.0
 """How long the Hub may take to say what a repository has."""
 SMALL = 64 << 10
-"""Files up to this many bytes are fetched together, and uploaded together."""
-_PIECE = 1 << 20
+"""Files up to this many bytes are uploaded together."""
+_AGAIN = (408, 429, 500, 502, 503, 504)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BLOB = re.compile(re.escape(BLOBS) + r"[0-9a-f]{64}")
 _MADE_BY_THE_HUB = (".gitattributes", ".gitignore", "README.md", "LICENSE", "LICENSE.md")
@@ -97,6 +110,14 @@ class HubPlace:
             raise
 
 
+def parse_hub_place(text: str) -> HubPlace:
+    """A place as `share.reference` has it. Raises UsageError."""
+    found = parse_place(text)
+    if not isinstance(found, HubRef):
+        raise UsageError(f"{text} is no repository of the Hub", hint="for example hf:me/support")
+    return HubPlace(found.repository, found.revision)
+
+
 def is_stack(repo: HubRepo) -> bool:
     """Whether lamina made it."""
     return INDEX in repo.files
@@ -111,26 +132,54 @@ def blob_file(digest: str) -> str:
 
 
 class HubSource:
-    """A repository at one commit as a `BlobSource`. Small files are fetched at once, beforehand."""
+    """A repository at one commit as a `BlobSource`.
+
+    Manifests and configs, many and small, are fetched side by side beforehand; payloads are not.
+    """
 
     def __init__(self, repo: HubRepo, work: Path, place: HubPlace, progress: Progress) -> None:
-        """`work`: a folder for small files, which the caller removes. Raises ShareError."""
-        self._repo = repo
-        self._place = place
-        small = [
-            name
-            for name in (INDEX, *filter(_BLOB.fullmatch, repo.files))
-            if repo.sizes.get(name, SMALL + 1) <= (MANIFEST_LIMIT if name == INDEX else SMALL)
-        ]
-        self._folder = hub.download(
-            repo,
-            work,
-            endpoint=place.endpoint,
-            progress=progress,
-            wanted=small,
-            raises=ShareError,
-        )
+        """`work`: a folder for what is fetched, which the caller removes. Raises ShareError."""
+        self._repo, self._work, self._place, self._progress = repo, work, place, progress
+        self._folder = work
+        self.fetched = 0
+        """Bytes of manifests, configs and the index."""
+        self._bring([INDEX])
         self.index = self._index()
+        self._bring_small()
+
+    def _bring(self, names: Iterable[str]) -> None:
+        """Fetch those of the files that are there and small."""
+        sizes = self._repo.sizes
+        wanted = [name for name in names if sizes.get(name, MANIFEST_LIMIT + 1) <= MANIFEST_LIMIT]
+        if wanted:
+            self._folder = hub.download(
+                self._repo,
+                self._work,
+                endpoint=self._place.endpoint,
+                progress=self._progress,
+                wanted=wanted,
+                raises=ShareError,
+            )
+            self.fetched += sum(sizes[name] for name in wanted)
+
+    def _bring_small(self) -> None:
+        """Manifests that the index lists, those that they carry, and the configs of all."""
+        new = {item.digest for item in self.index.manifests}
+        known: set[str] = set()
+        while new:
+            self._bring(map(blob_file, sorted(new)))
+            known |= new
+            parsed = [found for found in map(self._glance, sorted(new)) if found is not None]
+            carried = (b for found in parsed for b in found.layers if b.mediaType == MANIFEST_TYPE)
+            new = {item.digest for item in (*carried, *(found.config for found in parsed))} - known
+
+    def _glance(self, digest: str) -> ImageManifest | None:
+        """A manifest that was fetched; None for what is none: `look` says what is wrong with it."""
+        path = self._folder / blob_file(digest)
+        try:
+            return parse_strictly(ImageManifest, path.read_bytes(), digest)
+        except (OSError, StoreError):
+            return None
 
     def _index(self) -> ImageIndex:
         path = self._folder / INDEX
@@ -208,19 +257,35 @@ class HubSource:
             headers["Range"] = f"bytes={offset}-"
         try:
             with http_stream_backoff(
-                "GET", url, headers=headers, follow_redirects=True, timeout=SECONDS
+                "GET",
+                url,
+                headers=headers,
+                follow_redirects=True,
+                timeout=SECONDS,
+                retry_on_exceptions=(),  # whoever fetches goes on where it broke off
+                retry_on_status_codes=(),
             ) as answer:
                 hf_raise_for_status(answer)
                 left = offset if answer.status_code == 200 else 0  # it knows no ranges
-                for piece in answer.iter_bytes(_PIECE):
+                for piece in answer.iter_bytes():  # as it comes: what came counts when it breaks
                     kept = piece[left:]
                     left -= len(piece) - len(kept)
                     if kept:
                         yield kept
-        except (GeneratorExit, KeyboardInterrupt):
-            raise
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            again = status in _AGAIN
+            failed = (DroppedError if again else ShareError)(
+                f"{name} of hf:{self._repo.name} was refused: {reason(error)}",
+                faults=[error.server_message] if error.server_message else (),
+                hint="pull again: what is there whole is kept",
+            )
+            failed.status = status
+            asked = error.response.headers.get("Retry-After", "")
+            failed.retry_after = float(asked) if asked.isdigit() else None
+            raise failed from error
         except Exception as error:  # one library, many transports: each has its own exceptions
-            raise ShareError(
+            raise DroppedError(
                 f"{name} of hf:{self._repo.name} broke off: {reason(error)}",
                 hint="pull again: what is there whole is kept",
             ) from error
@@ -257,7 +322,8 @@ def layout(store: Store, parcel: Parcel, kept: Iterable[Descriptor] = ()) -> dic
         item.model_copy(update={"annotations": {SUBJECT: parcel.subjects[item.digest]}})
         for item in parcel.evidence
     ]
-    index = ImageIndex(manifests=(root, *about, *kept))
+    base = [parcel.base] if parcel.base is not None else []
+    index = ImageIndex(manifests=(root, *base, *about, *kept))
     files: dict[str, Content] = {LAYOUT: Layout().to_bytes(), INDEX: index.to_bytes()}
     for item in (*parcel.blobs, *parcel.manifests, *parcel.evidence):
         made = parcel.made.get(item.digest)
