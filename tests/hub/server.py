@@ -78,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
             body = self._chunks()
         self.hub.requests.append((self.command, self.path, dict(self.headers), len(body)))
         self.fault = self.hub.fault(self.command, self.path)
-        if self.fault and self.fault.drop == "kill":
+        if self.fault and self.fault.call:
             self.fault.call()
         if self.fault and self.fault.drop == "before":
             return self._hang_up()

@@ -57,11 +57,12 @@ class Fault:
     """Answer this. 0: see `drop`."""
     drop: str = ""
     """'before': hang up without doing it; 'after': do it, hang up without an answer; 'half': send
-    half of a body; 'spoil': another byte in the middle; 'kill': call `call`."""
+    half of a body; 'spoil': another byte in the middle."""
     times: int = 1
     after: int = 0
     headers: dict = field(default_factory=dict)
     call: object = None
+    """Done first."""
 
 
 class HubState:

@@ -9,7 +9,6 @@ import pytest
 from lamina.core.errors import UsageError
 from lamina.core.manifests import JSONL_TYPE, SCORES_TYPE, Descriptor, ScoresEvidence
 from lamina.core.names import Name
-from lamina.flows.withheld import fit_to_send
 from lamina.share.hub import BLOBS, INDEX
 from lamina.share.parcel import parcel_of
 from lamina.stack.resolve import resolve
@@ -64,45 +63,49 @@ def test_what_makes_no_sense_is_refused(hub, lamina, arguments, why):
 
 
 @pytest.mark.parametrize(
-    ("method", "path"),
-    [("POST", "*/preupload/*"), ("PUT", "*signed=yes"), ("POST", "*/commit/main")],
+    ("method", "path", "arrived"),
+    [
+        ("POST", "*/preupload/*", False),
+        ("PUT", "*signed=yes", False),
+        ("POST", "*/commit/main", False),
+        ("POST", "*/commit/main", True),
+    ],
 )
-def test_a_push_killed_on_the_way_leaves_the_old_commit(hub, store, lamina, method, path):
+def test_a_push_killed_on_the_way_is_no_push_or_a_whole_one(
+    hub, store, lamina, method, path, arrived
+):
+    """`arrived`: the Hub goes on with a commit that it has read whole, whoever asked for it."""
     pushed(hub, store, "first")
-    before = dict(hub.repos["org/agent"].branches)
-    reached, gone = threading.Event(), threading.Event()
-    drop = "before" if path == "*/commit/main" else "kill"
+    before = hub.repos["org/agent"].head.oid
+    reached, killed = threading.Event(), threading.Event()
 
     def hold():
         reached.set()
-        gone.wait(60)
+        assert killed.wait(60)
 
-    hub.faults = [Fault(method, path, drop="kill", call=hold)]
-    if drop == "before":  # the body may have arrived whole: then the commit is the Hub's to make
-        hub.faults.append(Fault(method, path, drop="before"))
+    hub.faults = [Fault(method, path, drop="" if arrived else "before", call=hold)]
     child = lamina("push", "second", "hf:org/agent")
     assert reached.wait(60)
     child.send_signal(signal.SIGKILL)
-    child.wait(60)
-    if drop == "before":
-        hub.faults = []
-        gone.set()
-        hub.settled()
-        head = hub.repos["org/agent"].head
-        index = json.loads(head.files[INDEX])
-        named = index["manifests"][0]["digest"]
-        assert named in {resolve(store, "first").digest, resolve(store, "second").digest}
-        assert {f"{BLOBS}{m['digest'][7:]}" for m in index["manifests"]} <= set(head.files)
-    else:
-        gone.set()
-        hub.settled()
-        assert hub.repos["org/agent"].branches == before
+    child.communicate(timeout=60)
+    killed.set()
+    hub.settled()
+    assert (hub.repos["org/agent"].head.oid != before) == arrived
+    whole("second" if arrived else "first", hub, store)
     hub.faults = []
     found, _ = pushed(hub, store, "second")
     assert found["commit"] == hub.repos["org/agent"].head.oid
-    assert json.loads(hub.repos["org/agent"].head.files[INDEX])["manifests"][0]["digest"] == (
-        resolve(store, "second").digest
-    )
+    whole("second", hub, store)
+
+
+def whole(name, hub, store):
+    """The repository's head is this stack, with everything."""
+    files = hub.repos["org/agent"].head.files
+    named = [item["digest"] for item in json.loads(files[INDEX])["manifests"]]
+    assert named[0] == resolve(store, name).digest
+    wanted = parcel_of(store, named[0])
+    everything = (*wanted.blobs, *wanted.manifests, *wanted.evidence)
+    assert {f"{BLOBS}{item.digest[7:]}" for item in everything} <= set(files)
 
 
 # -- what stays at home ----------------------------------------------------------------------------
@@ -168,11 +171,7 @@ def test_answers_to_withheld_questions_are_left_out(hub, secret):
     record = ScoresEvidence(created="2020-01-01T00:00:00+00:00", exam_digest=spec.items,
                             scorer="exact", max_new_tokens=4, engine="sha256:" + "1" * 64,
                             items=((1.0, 1.0, "the pin is 1234"),))  # fmt: skip
-    told = secret.put_evidence(SCORES_TYPE, record, secret.describe(stack.digest))
-    whole = parcel_of(secret, stack.digest)
-    fit = fit_to_send(secret, stack, whole)
-    assert told.digest in {e.digest for e in whole.evidence}
-    assert {e.digest for e in whole.evidence} - {e.digest for e in fit.evidence} == {told.digest}
+    secret.put_evidence(SCORES_TYPE, record, secret.describe(stack.digest))
     pushed(hub, secret, "secret")
     assert b"1234" not in b"".join(hub.repos["org/agent"].head.files.values())
 

@@ -212,7 +212,7 @@ def test_somebody_elses_commit_in_between_is_noticed(hub, store):
     def meanwhile():
         repo.commit("theirs", {**repo.head.files, "note.txt": b"hi"}, set(repo.head.large))
 
-    hub.faults = [Fault("POST", "*/commit/main", drop="kill", call=meanwhile)]
+    hub.faults = [Fault("POST", "*/commit/main", call=meanwhile)]
     with pytest.raises(ShareError, match="A commit has happened since") as caught:
         pushed(hub, store, "second")
     assert "somebody else pushed meanwhile" in caught.value.hint

@@ -23,7 +23,7 @@ from lamina.core.sizes import size_text
 from lamina.flows.card import card
 from lamina.flows.preview import clean
 from lamina.flows.publish import Confirm, Landing, Taking, default_name
-from lamina.flows.withheld import fit_to_send, say, travelling_data
+from lamina.flows.withheld import check_withheld, say, travelling_data
 from lamina.lowrank import codec
 from lamina.share import hub
 from lamina.share.card import FILE as CARD
@@ -60,7 +60,8 @@ def push(
             hint="name a stack with a layer; a base is pulled from where it comes from",
         )
     store.put_stack(stack.config.base, stack.config.layers)
-    parcel = fit_to_send(store, stack, parcel_of(store, stack.digest, with_base=with_base))
+    parcel = parcel_of(store, stack.digest, with_base=with_base)
+    check_withheld(stack, parcel)
     place.branch  # noqa: B018 - refuses a commit before anything is computed
     repo = place.look_if_there()
     if repo is not None and private and not repo.private:
@@ -71,7 +72,7 @@ def push(
     with _work_folder(store) as work:
         files, certificate = _files(store, stack, parcel, place, work, reporter)
         upload = _planned(store, parcel, place, repo, files, work)
-        data = travelling_data(store, stack, parcel)
+        data = travelling_data(stack, parcel)
         for row in data:
             reporter.say(f"goes along of {say(row)}")
         found = {

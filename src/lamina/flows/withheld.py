@@ -1,23 +1,20 @@
 """What must stay at home, checked before anything is sent, and what of the data goes along."""
 
-from dataclasses import replace
 from typing import Any
 
 from lamina.core.digest import short
 from lamina.core.errors import UsageError
-from lamina.core.manifests import SCORES_TYPE, ScoresEvidence
 from lamina.core.sizes import size_text
 from lamina.flows import rehearsal, seen_rows
 from lamina.share.parcel import Parcel
 from lamina.stack.resolve import ResolvedLayer, ResolvedStack
-from lamina.store.layout import Store
 
 
-def fit_to_send(store: Store, stack: ResolvedStack, parcel: Parcel) -> Parcel:
-    """The parcel without answers to withheld questions.
+def check_withheld(stack: ResolvedStack, parcel: Parcel) -> None:
+    """Raise UsageError where a layer carries what it says it withholds.
 
-    Raises UsageError where a layer carries what it says it withholds: the questions of a private
-    exam, a sample of private rows, or marks of them.
+    That is the questions of a private exam, a sample of private rows, or marks of them. Answers to
+    withheld questions are left out of every parcel (`share.parcel`).
     """
     faults = [fault for layer in stack.layers for fault in _faults(layer, parcel)]
     if faults:
@@ -26,7 +23,6 @@ def fit_to_send(store: Store, stack: ResolvedStack, parcel: Parcel) -> Parcel:
             faults=faults,
             hint="train the layer again with --private, which keeps all of that on this machine",
         )
-    return _without_answers(store, stack, parcel)
 
 
 def _faults(layer: ResolvedLayer, parcel: Parcel) -> list[str]:
@@ -47,28 +43,7 @@ def _faults(layer: ResolvedLayer, parcel: Parcel) -> list[str]:
     return faults
 
 
-def _without_answers(store: Store, stack: ResolvedStack, parcel: Parcel) -> Parcel:
-    """Leave out results that hold answers to withheld questions (older versions recorded them)."""
-    hidden = {
-        spec.items for layer in stack.layers for spec in layer.config.exams if spec.private
-    }  # fmt: skip
-    telling = set()
-    for item in parcel.evidence:
-        if item.artifactType == SCORES_TYPE and item.digest not in parcel.made:
-            record = store.config(store.manifest(item.digest), ScoresEvidence)
-            if record.exam_digest in hidden and any(answer for _, _, answer in record.items):
-                telling.add(item.digest)
-    if not telling:
-        return parcel
-    configs = {store.manifest(digest).config.digest for digest in telling}
-    return replace(
-        parcel,
-        evidence=tuple(item for item in parcel.evidence if item.digest not in telling),
-        blobs=tuple(blob for blob in parcel.blobs if blob.digest not in configs),
-    )
-
-
-def travelling_data(store: Store, stack: ResolvedStack, parcel: Parcel) -> list[dict[str, Any]]:
+def travelling_data(stack: ResolvedStack, parcel: Parcel) -> list[dict[str, Any]]:
     """What of each layer's data goes along: a row a layer, lowest first."""
     there = {blob.digest for blob in parcel.blobs}
     rows = []
