@@ -1,3 +1,6 @@
+import base64
+import json
+
 import pytest
 
 from lamina.share.wire import Access, Patience
@@ -37,3 +40,10 @@ def away(tmp_path):
 @pytest.fixture
 def access():
     return Access(patience=QUICK)
+
+
+def config_with(path, host, secret):
+    """A docker config that knows `user:password` for one host."""
+    packed = base64.b64encode(secret.encode()).decode()
+    path.write_text(json.dumps({"auths": {host: {"auth": packed}}}))
+    return path

@@ -17,7 +17,7 @@ from lamina.share.referrers import Repository
 from lamina.share.wire import Access
 from lamina.store.layout import Store
 from tests.share import registries
-from tests.share.conftest import QUICK
+from tests.share.conftest import QUICK, config_with
 from tests.share.stacks import tall
 from tests.store.make import put_base
 
@@ -194,14 +194,6 @@ def guarded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("guarded")
     with registries.running(folder, users={"ann": "se:cret"}, tls=True) as running:
         yield running
-
-
-def config_with(path, host, secret):
-    import base64
-
-    packed = base64.b64encode(secret.encode()).decode()
-    path.write_text(json.dumps({"auths": {host: {"auth": packed}}}))
-    return path
 
 
 def test_tls_and_a_password(home, away, guarded, tmp_path):

@@ -67,6 +67,8 @@ def push(
         reporter.say(
             "the base came from a folder: who pulls this needs it too, or push --with-base"
         )
+    if not access.tls_verify:
+        reporter.say("certificates are not checked: who answers may be anybody")
     with Repository(ref, access) as repository:
         there = repository.head_manifest(ref.tag)
         if not force:
@@ -81,7 +83,8 @@ def push(
         if parcel.base is not None and parcel.base.digest != root.digest:
             # a tag keeps it: registries sweep what none has
             tag = f"base-{short(parcel.base.digest)}"
-            repository.put_manifest(parcel.read(store, parcel.base), tag)
+            if repository.head_manifest(tag) != parcel.base.digest:
+                repository.put_manifest(parcel.read(store, parcel.base), tag)
         before = repository.head_manifest(ref.tag)
         if before != there and not force:
             _check_move(store, ref, before, root.digest)

@@ -221,10 +221,12 @@ class _Looking:
         if len(config.layers) > LAYERS_LIMIT:
             raise StoreError(f"a stack of {len(config.layers)} layers; {LAYERS_LIMIT} are taken")
         named = {blob.digest: blob for blob in manifest.layers}
+        layers = list(dict.fromkeys(each.layer for each in config.layers))
+        if lacking := [item for item in layers if item not in named]:
+            raise StoreError(f"stack {digest} doesn't carry all its layers", faults=lacking)
+        side_by_side(lambda item, _: self.take_config(self.carried(named[item])), layers)
         wanted: dict[str, Descriptor] = {}
-        for item in dict.fromkeys(each.layer for each in config.layers):
-            if item not in named:
-                raise StoreError(f"stack {digest} doesn't carry its layer {item}")
+        for item in layers:
             layer = self.carried(named[item])
             self._layer_config(item, layer, config.base)
             self.take(item)
@@ -269,34 +271,37 @@ class _Looking:
 
     def gather_evidence(self) -> None:
         """Read what is there about every object, and about that, and so on."""
-        waiting = list(self._manifests)
-        while waiting:
-            subject = waiting.pop(0)
-            for item in self._source.referrers(subject):
-                if item.digest in self._evidence or item.digest in self._manifests:
-                    continue
-                if len(self._evidence) >= EVIDENCE_LIMIT:
-                    self._left_out.append(f"more than {EVIDENCE_LIMIT} pieces of evidence")
-                    return
-                if self._take_evidence(item, subject):
-                    waiting.append(item.digest)
+        level = list(self._manifests)
+        while level:
+            listed = side_by_side(lambda subject, _: self._source.referrers(subject), level)
+            found: dict[str, tuple[Descriptor, str]] = {}
+            for subject, items in zip(level, listed, strict=True):
+                for item in items:
+                    if item.digest not in self._evidence and item.digest not in self._manifests:
+                        found.setdefault(item.digest, (item, subject))
+            pairs = list(found.values())
+            if len(pairs) > (room := EVIDENCE_LIMIT - len(self._evidence)):
+                self._left_out.append(f"more than {EVIDENCE_LIMIT} pieces of evidence")
+                pairs = pairs[:room]
+            taken = side_by_side(lambda pair, _: self._evidence_of(*pair), pairs)
+            level = [digest for piece in taken for digest in piece]
+            self._evidence |= {digest: self._bytes[digest] for digest in level}
 
-    def _take_evidence(self, item: Descriptor, subject: str) -> bool:
-        """Keep one piece if it is ours and whole; what is not is left out, and said."""
+    def _evidence_of(self, item: Descriptor, subject: str) -> tuple[str, ...]:
+        """Its digest if it is ours and whole; what is not whole is left out, and said."""
         if item.artifactType is not None and not travels(item.artifactType):
-            return False  # other tools' signatures and the like: no business of ours
+            return ()  # other tools' signatures and the like: no business of ours
         try:
             manifest = self.manifest(item.digest)
             if not travels(manifest.artifactType):
-                return False
+                return ()
             if manifest.subject is None or manifest.subject.digest != subject:
                 raise StoreError(f"{item.digest} speaks of something else than {subject}")
             self.take_config(manifest)
         except (StoreError, MissingBlobError) as error:
             self._left_out.append(f"evidence {item.digest} about {subject}: {error.message}")
-            return False
-        self._evidence[item.digest] = self._bytes[item.digest]
-        return True
+            return ()
+        return (item.digest,)
 
     def done(self, digest: str) -> Incoming:
         """What was read."""

@@ -2,14 +2,15 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from typing import Any, TypeVar
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TypeVar
 
 from lamina.core.errors import LaminaError
 
 WORKERS = 8
 """Jobs at once: while one waits for an answer or the disk, another hashes."""
 ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 
 
 class StoppedError(LaminaError):
@@ -17,19 +18,20 @@ class StoppedError(LaminaError):
 
 
 def side_by_side(
-    work: Callable[[ItemT, threading.Event], Any], items: Sequence[ItemT], workers: int = WORKERS
-) -> None:
-    """Do work on all items, several at once. The first error stops all, and is raised.
+    work: Callable[[ItemT, threading.Event], ResultT],
+    items: Sequence[ItemT],
+    workers: int = WORKERS,
+) -> list[ResultT]:
+    """Do work on all items, several at once; the results in their order.
 
-    `work` gets an event that is set when it should stop. Ctrl-C stops all too.
+    `work` gets an event that is set when it should stop: the first error stops all, and is raised,
+    and so does Ctrl-C.
     """
     stop = threading.Event()
     if len(items) <= 1 or workers == 1:
-        for item in items:
-            work(item, stop)
-        return
+        return [work(item, stop) for item in items]
     with ThreadPoolExecutor(max_workers=min(workers, len(items))) as pool:
-        jobs: list[Future[Any]] = [pool.submit(work, item, stop) for item in items]
+        jobs = [pool.submit(work, item, stop) for item in items]
         try:
             wait(jobs, return_when=FIRST_EXCEPTION)
         finally:
@@ -38,6 +40,7 @@ def side_by_side(
                 for job in jobs:
                     job.cancel()
     errors = [job.exception() for job in jobs if not job.cancelled() and job.exception()]
-    own = [error for error in errors if not isinstance(error, StoppedError)]
-    if own and own[0] is not None:
-        raise own[0]
+    for error in errors:
+        if error is not None and not isinstance(error, StoppedError):
+            raise error
+    return [job.result() for job in jobs]
