@@ -52,6 +52,14 @@ WEIGHTS = {
         weights({A: entry("F32", (2**63, 2**63), 0, 512)}, 512),
         "is not 512 bytes",
     ),
+    "no elements along huge axes": (
+        weights({A: entry("F32", (0, 2**62), 0, 0), B: entry("F32", (2**62, 0), 0, 0)}, 0),
+        "too large",
+    ),
+    "metadata that are no texts": (
+        weights({"__metadata__": {"format": 3}, **PAIR}, 1024),
+        "no object of texts",
+    ),
     "a shape of numbers that do not fit": (
         weights(json.dumps({A: entry("F32", (10**100, 1), 0, 8)}).encode(), 8),
         "does not fit",

@@ -9,14 +9,15 @@ from lamina.flows.inventory import describe, history, render, render_history
 from lamina.flows.trust import (
     Trust,
     check_policy,
+    check_stack,
     check_stored,
-    check_stored_policy,
     known_object,
     render_check,
     sign_object,
     signatures,
 )
 from lamina.share.policy import FILE, Subject
+from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
 from tests.store import make
 
@@ -100,15 +101,24 @@ def test_what_is_not_whole_is_not_signed(store, trust):
 
 
 def test_the_policy_is_asked_at_its_moments_only(store, trust):
-    stack = store.resolve(Name("support")).digest
+    stack = resolve(store, "support", force=True)
     (trust.folder / FILE).write_text('unsigned = "refuse"\ncheck = ["pull"]\n')
-    assert check_stored_policy(store, trust, "serve", stack) is None
+    assert check_stack(store, trust, stack) is None
+    (trust.folder / FILE).write_text('unsigned = "refuse"\ncheck = ["serve"]\n')
     with pytest.raises(TrustError) as refused:
-        check_stored_policy(store, trust, "pull", stack)
+        check_stack(store, trust, stack)
     assert refused.value.exit_code == 1
     assert "is not signed by anybody you trust" in refused.value.faults[0]
     sign(store, trust)
-    assert check_stored_policy(store, trust, "pull", stack).signed_by == ("anna",)
+    assert check_stack(store, trust, stack).signed_by == ("anna",)
+
+
+def test_a_layer_s_digest_is_no_way_around_the_policy(store, trust):
+    (trust.folder / FILE).write_text('unsigned = "refuse"\ncheck = ["serve"]\n')
+    layer = make.put_layer(store, "alone").digest
+    with pytest.raises(TrustError):
+        check_stack(store, trust, resolve(store, layer))
+    assert check_stack(store, trust, resolve(store, f"@{make.put_base(store).digest}")) is None
 
 
 def test_the_policy_knows_names_and_authors(store, trust):

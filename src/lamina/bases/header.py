@@ -16,6 +16,8 @@ from lamina.core.strict import loads
 MAX_HEADER_BYTES = 100_000_000
 MAX_TENSORS = 100_000
 MAX_AXES = 8
+MAX_ELEMENTS = 2**48
+"""Most elements of a tensor, axes of no length not counted."""
 MAX_NAME = 500
 """Most characters of a tensor's name."""
 ITEM_BYTES = {
@@ -63,7 +65,7 @@ def read_entries(path: Path) -> tuple[TensorEntry, ...]:
     Raises BaseError listing every fault: not safetensors, a header longer than the file or than
     MAX_HEADER_BYTES, a name twice, an unknown dtype, a size that is not shape x dtype, offsets
     that overlap, leave holes or run past the end (as in a truncated file); more than MAX_TENSORS,
-    MAX_AXES or MAX_NAME.
+    MAX_AXES, MAX_ELEMENTS or MAX_NAME; metadata that are no texts.
     """
     try:
         size = path.stat().st_size
@@ -104,6 +106,7 @@ def _entries(raw: bytes, length: int, size: int) -> tuple[TensorEntry, ...]:
     found: list[TensorEntry] = []
     for name, fields in _parse(raw).items():
         if name == "__metadata__":
+            faults += _metadata_faults(fields)
             continue
         entry = _entry(name, fields, _PREFIX_BYTES + len(raw), faults)
         if entry is not None:
@@ -152,7 +155,15 @@ def _entry(name: str, fields: Any, data_start: int, faults: list[str]) -> Tensor
             f"{name}: {dtype} of shape {entry.shape} is not {offsets[1] - offsets[0]} bytes"
         )
         return None
+    if math.prod(max(axis, 1) for axis in shape) > MAX_ELEMENTS:
+        faults.append(f"{name}: a shape of {entry.shape} is too large")
+        return None
     return entry
+
+
+def _metadata_faults(fields: Any) -> list[str]:
+    texts = isinstance(fields, dict) and all(isinstance(text, str) for text in fields.values())
+    return [] if texts else ["__metadata__: is no object of texts"]
 
 
 def _naturals(value: Any) -> bool:

@@ -67,6 +67,7 @@ def chat(
         top_p=top_p,
         seed=seed,
         max_tokens=max_tokens,
+        trust=environment.trust(),
     )
     if once is not None:
         if json:

@@ -52,7 +52,8 @@ def pull(
 
     Author, lineage, licences and claimed results are shown before anything large moves. The base is
     taken from the store, from the same place, or from where it came from; its bytes have to be the
-    base that the stack names. Interrupted, it goes on where it stopped.
+    base that the stack names. Interrupted, it goes on where it stopped. Who signed it is shown too;
+    what your trust policy refuses (`lamina key policy`) does not land.
     """
     from lamina.flows.publish import Landing
     from lamina.flows.publish import pull as run
@@ -79,6 +80,7 @@ def pull(
         dry_run=dry_run,
         override=accept_regression,
         author=author or environment.author(),
+        trust=environment.trust(),
     )
     store, terminal = environment.open_store(), Terminal()
     if hub:

@@ -175,7 +175,9 @@ def _serve(
     from lamina.serve.engine import Limits
 
     given = {name: value for name, value in limits.items() if value is not None}
-    host = Host(store, with_limits(Limits(**given)), stacks=stacks, base=base)
+    host = Host(
+        store, with_limits(Limits(**given)), stacks=stacks, base=base, trust=environment.trust()
+    )
     names = [model.id for model in host.models()]
     if not names:
         raise UsageError("there is nothing to serve", hint="lamina base pull smollm2-135m")
@@ -230,11 +232,11 @@ def _hand_over(
             hint="leave --host out, and put what you trust before it",
         )
     if engine == "llamacpp":
-        files = handover.prepare_gguf(store, stacks, base, Terminal())
+        files = handover.prepare_gguf(store, stacks, base, Terminal(), environment.trust())
         command = handover.llamacpp_command(files, settings.host, settings.port)
         Terminal().say(_choices(files))
     else:
-        given = handover.prepare(store, stacks, base, Terminal())
+        given = handover.prepare(store, stacks, base, Terminal(), environment.trust())
         command = handover.vllm_command(given, settings.host, settings.port)
     found = shutil.which(command[0])
     if found is None:

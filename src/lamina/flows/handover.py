@@ -17,6 +17,7 @@ from lamina.export import llama_cpp
 from lamina.flows import to_llama
 from lamina.flows.adapters import export
 from lamina.flows.outbound import CERTIFICATE
+from lamina.flows.trust import Trust, check_stack
 from lamina.lowrank import codec
 from lamina.stack.compile import base_directory
 from lamina.stack.resolve import ResolvedStack, resolve
@@ -56,25 +57,38 @@ class GgufHandover:
     """Name and file; the place is the id by which a request chooses."""
 
 
-def prepare(store: Store, names: Sequence[str], base: str | None, reporter: Reporter) -> Handover:
-    """Export `names` (without any: every newest stack over `base`). Each export is checked.
+def prepare(
+    store: Store,
+    names: Sequence[str],
+    base: str | None,
+    reporter: Reporter,
+    trust: Trust | None = None,
+) -> Handover:
+    """Export `names` (without any: every newest stack over `base`). Each export is checked, and
+    before that the trust policy is asked, where `trust` wants it to be.
 
-    Raises UsageError where the stacks stand on several bases, and what `export` raises.
+    Raises UsageError where the stacks stand on several bases, TrustError, and what `export` raises.
     """
     stacks = _over_one_base(store, names, base)
+    _check_trust(store, stacks, trust)
     adapters = [_adapter(store, stack, reporter) for stack in stacks if stack.layers]
     first = stacks[0]
     return Handover(_base_name(store, first), base_directory(store, first.base), tuple(adapters))
 
 
 def prepare_gguf(
-    store: Store, names: Sequence[str], base: str | None, reporter: Reporter
+    store: Store,
+    names: Sequence[str],
+    base: str | None,
+    reporter: Reporter,
+    trust: Trust | None = None,
 ) -> GgufHandover:
     """As `prepare`, for llama.cpp: the base in float16 once, and a LoRA for each stack.
 
     Each is proved by llama.cpp where that is installed. Raises as `prepare`.
     """
     stacks = _over_one_base(store, names, base)
+    _check_trust(store, stacks, trust)
     name, alone = _base_name(store, stacks[0]), f"@{stacks[0].base.digest}"
     folder = _gguf(store, resolve(store, alone), "gguf", reporter)
     model = folder / to_llama.model_name(to_llama.DEFAULT_PRECISION)
@@ -84,6 +98,12 @@ def prepare_gguf(
         if stack.layers
     ]
     return GgufHandover(name, model, tuple(adapters))
+
+
+def _check_trust(store: Store, stacks: Sequence[ResolvedStack], trust: Trust | None) -> None:
+    if trust is not None:
+        for stack in stacks:
+            check_stack(store, trust, stack)
 
 
 def _over_one_base(store: Store, names: Sequence[str], base: str | None) -> list[ResolvedStack]:

@@ -14,10 +14,12 @@ from lamina.core.digest import short
 from lamina.core.errors import LaminaError, MissingBlobError, UnknownNameError
 from lamina.core.manifests import IDENTITY, Descriptor
 from lamina.core.names import Name
+from lamina.flows.trust import Trust, changed, check_stack
 from lamina.serve.constrain import Grammars
 from lamina.serve.engine import Limits
 from lamina.serve.open import open_engine
 from lamina.serve.request import Serving, Stats
+from lamina.share.policy import Verdict
 from lamina.stack.compile import base_format
 from lamina.stack.resolve import ResolvedStack, over_base, resolve
 from lamina.store.layout import Store
@@ -25,6 +27,7 @@ from lamina.tokens.call_form import CallForm, call_form
 from lamina.tokens.template import ChatFormat
 
 _WHERE = "see: GET /v1/models"
+_KEPT_VERDICTS = 10_000
 EngineMaker = Callable[[Store, Descriptor], Serving]
 """Loads a base, by its manifest's descriptor. Takes seconds."""
 
@@ -81,7 +84,8 @@ class Host:
     """Answers questions about stacks by name, and has their bases loaded once each. Thread-safe.
 
     `stacks`: references; only what they mean is served, at whatever version they stand when asked.
-    `base`: only stacks over this one. Neither: everything in the store.
+    `base`: only stacks over this one. Neither: everything in the store. `trust`: whose policy is
+    asked about each stack, where it wants to be asked before serving.
     Raises UnknownNameError, UsageError for stacks that stand on another base than `base`.
     """
 
@@ -92,8 +96,11 @@ class Host:
         *,
         stacks: Sequence[str] = (),
         base: str | None = None,
+        trust: Trust | None = None,
     ) -> None:
         self.store = store
+        self._trust = trust
+        self._allowed: dict[tuple[str, object], Verdict | None] = {}
         self._make = make
         self._stacks = tuple(stacks)
         self._base = None if base is None else resolve(store, base).config.base
@@ -148,7 +155,20 @@ class Host:
             )
         if model not in served:
             raise UnknownNameError(f"{text} is not among the stacks of this key", hint=_WHERE)
+        self._check_trust(stack)
         return stack
+
+    def _check_trust(self, stack: ResolvedStack) -> None:
+        """Ask the policy, where it is to be asked before serving. A verdict is kept until keys, the
+        policy or the index change. Raises TrustError."""
+        if self._trust is None:
+            return
+        state = (*self._trust.state(), changed(self.store.index_path))
+        if (stack.digest, state) not in self._allowed:
+            verdict = check_stack(self.store, self._trust, stack)
+            if len(self._allowed) > _KEPT_VERDICTS:
+                self._allowed.clear()
+            self._allowed[stack.digest, state] = verdict
 
     def base_of(self, stack: ResolvedStack) -> ServedBase:
         """The stack's base, loaded on first use. Raises what the maker raises."""

@@ -23,12 +23,14 @@ from lamina.core.sizes import size_text
 from lamina.flows.card import card
 from lamina.flows.preview import clean
 from lamina.flows.publish import Confirm, Landing, Taking, default_name
+from lamina.flows.trust import insist, verdict_lines
 from lamina.flows.withheld import check_withheld, say, travelling_data
 from lamina.lowrank import codec
 from lamina.share import hub
 from lamina.share.card import FILE as CARD
 from lamina.share.hub import Content, HubPlace, HubSource, Upload
 from lamina.share.parcel import Parcel, parcel_of
+from lamina.share.policy import Subject, Verdict, judge
 from lamina.stack.resolve import ResolvedStack, resolve
 from lamina.store.layout import Store
 
@@ -149,8 +151,12 @@ def _adopt(
         f"{at} is a PEFT adapter that lamina did not make, {size_text(size)}: no lineage, no "
         f"exams; licence {clean(repo.licence) if repo.licence else 'not stated'}"
     )
+    verdict = _unsigned(landing, repo, at)
+    text = "\n".join([text, *verdict_lines(verdict)])
     if landing.dry_run:
         return {"pulled": None, "preview": shown, "text": text}
+    if verdict is not None and landing.trust is not None:
+        insist(landing.trust, verdict)
     if on is None:
         raise UsageError(
             f"{place} is an adapter that lamina did not make: over what does it go?",
@@ -186,6 +192,18 @@ def _adopt(
         "commit": repo.commit,
         "received": size,
     }
+
+
+def _unsigned(landing: Landing, repo: HubRepo, at: str) -> Verdict | None:
+    """What the trust policy says of an adapter that another tool made: nobody can have signed it as
+    lamina does. None where the policy is not to be asked."""
+    if landing.trust is None or "pull" not in landing.trust.policy.check:
+        return None
+    owner, _, name = repo.name.partition("/")
+    subject = Subject(
+        digest=repo.commit, names=(landing.name or name,), source=at, authors=(owner,)
+    )
+    return judge(subject, (), landing.trust.policy)
 
 
 def _check_adapter(repo: HubRepo, at: str) -> None:

@@ -24,7 +24,10 @@ from lamina.core.manifests import (
 )
 from lamina.flows.inventory import licence_lines
 from lamina.flows.licensing import works_of
+from lamina.flows.trust import signature_lines, verdict_lines
 from lamina.share.incoming import Incoming
+from lamina.share.policy import Verdict
+from lamina.share.signature import Finding
 from lamina.store.layout import Store
 
 KINDS = {BASE_TYPE: "base", LAYER_TYPE: "layer", STACK_TYPE: "stack"}
@@ -180,6 +183,8 @@ def render(shown: dict[str, Any]) -> str:
             f"  claimed: {score['exam']}{of}, {score['scorer']} {score['value']:.4f}, "
             f"n = {score['n']}"
         )
+    lines += signature_lines([Finding(**each) for each in shown.get("signatures", ())])
+    lines += verdict_lines(Verdict(**shown["policy"]) if shown.get("policy") else None)
     lines += [f"  left out: {text}" for text in shown["left_out"][:5]]
     lines.append(f"  {_size(shown['bytes_missing'])} of {_size(shown['bytes'])} to move")
     return "\n".join(lines)

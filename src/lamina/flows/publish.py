@@ -17,9 +17,11 @@ from lamina.core.report import Reporter
 from lamina.flows import foreign_bases
 from lamina.flows.naming import name_stack, new_name
 from lamina.flows.preview import preview, render
+from lamina.flows.trust import Trust, ask_about_incoming, insist
 from lamina.share import mounts
 from lamina.share.incoming import BlobSource, Incoming, admit, look
 from lamina.share.parcel import Parcel, parcel_of, public_source
+from lamina.share.policy import Verdict
 from lamina.share.reference import HubRef, RegistryRef, parse_place
 from lamina.share.referrers import Repository
 from lamina.share.transfer import Moved, fetch, send
@@ -41,6 +43,8 @@ class Landing:
     override: str | None = None
     """Why the name moves though the gate says no."""
     author: str | None = None
+    trust: Trust | None = None
+    """Whose signatures count and what the policy asks; None: nobody is asked."""
 
 
 def push(
@@ -155,7 +159,7 @@ def pull(
 
     `confirm` is asked with the preview's text before payloads move; None: go on.
     Raises GateError when the gate says no, CheckError when `confirm` does, CorruptBlobError,
-    BaseError, ShareError, UsageError, StoreError.
+    BaseError, ShareError, UsageError, StoreError, TrustError when the policy does.
     """
     ref = _registry(place)
     with Repository(ref, access) as repository:
@@ -198,14 +202,29 @@ class Taking:
         self._incoming = look(self._store, self._source, digest)
         self.payload = self._incoming.payload
         shown = preview(self._store, self._incoming, self._place)
+        verdict = self._ask(shown, landing, repository)
         if landing.dry_run:
             return {"pulled": None, "preview": shown, "text": render(shown)}
+        if verdict is not None and landing.trust is not None:
+            insist(landing.trust, verdict)
         if confirm is not None and not confirm(render(shown)):
             raise CheckError("nothing was pulled")
         assert name is not None  # not a dry run
         bare = self._incoming.kind == BASE_TYPE
         found = self.base(name) if bare else self.stack(name, self._place, landing)
         return {"pulled": self._place, "preview": shown, **found}
+
+    def _ask(self, shown: dict[str, Any], landing: Landing, repository: str) -> Verdict | None:
+        """Ask the trust policy; what signatures prove and what it says goes into the preview."""
+        if landing.trust is None:
+            return None
+        names = [landing.name or repository.rpartition("/")[2]]
+        findings, verdict = ask_about_incoming(
+            landing.trust, self._incoming, names=names, source=self._place
+        )
+        shown["signatures"] = [finding.model_dump(mode="json") for finding in findings]
+        shown["policy"] = None if verdict is None else verdict.model_dump(mode="json")
+        return verdict
 
     def _bring(self, items: Sequence[Descriptor]) -> None:
         fetch(

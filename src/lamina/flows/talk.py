@@ -6,6 +6,7 @@ from lamina.bases.sample import Stream
 from lamina.bases.sampling import Sampling
 from lamina.core.errors import UsageError
 from lamina.data.example import Message
+from lamina.flows.trust import Trust, check_stack
 from lamina.stack.compile import Compiled, compile_stack, device_at_hand
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
@@ -25,8 +26,10 @@ class Conversation:
         top_p: float = 1.0,
         seed: int = 0,
         max_tokens: int = 512,
+        trust: Trust | None = None,
     ) -> None:
         self._store = store
+        self._trust = trust
         self._sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
         self._max_tokens = max_tokens
         self._system = (Message(role="system", content=system),) if system else ()
@@ -34,10 +37,14 @@ class Conversation:
         self.switch(stack)
 
     def switch(self, stack: str) -> None:
-        """Go on with another stack; the history stays, the cache does not."""
-        self._compiled: Compiled = compile_stack(
-            self._store, resolve(self._store, stack), device=device_at_hand()
-        )
+        """Go on with another stack; the history stays, the cache does not.
+
+        Raises TrustError for one that the policy refuses to serve.
+        """
+        found = resolve(self._store, stack)
+        if self._trust is not None:
+            check_stack(self._store, self._trust, found)
+        self._compiled: Compiled = compile_stack(self._store, found, device=device_at_hand())
         self._stream = Stream(self._compiled.model)
 
     @property

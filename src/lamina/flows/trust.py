@@ -21,9 +21,11 @@ from lamina.core.manifests import (
 from lamina.core.names import Name, parse_reference
 from lamina.core.plain import line_fault
 from lamina.flows.evidence import recorded
+from lamina.share.incoming import Incoming
 from lamina.share.keys import AskPassphrase, KeyRing
-from lamina.share.policy import Moment, Policy, Subject, Verdict, judge, read_policy
+from lamina.share.policy import FILE, Moment, Policy, Subject, Verdict, judge, read_policy
 from lamina.share.signature import Finding, check, sign
+from lamina.stack.resolve import ResolvedStack
 from lamina.store.layout import Store
 from lamina.store.refs import bare
 
@@ -48,6 +50,19 @@ class Trust:
     def policy(self) -> Policy:
         """The policy. Raises UsageError, StoreError for one that cannot be read."""
         return read_policy(self.folder)
+
+    def state(self) -> tuple[object, ...]:
+        """Changes when keys or policy do."""
+        return changed(self.keys.path), changed(self.folder / FILE)
+
+
+def changed(path: Path) -> tuple[int, ...]:
+    """What is another when a file was written anew; () where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 @dataclass(frozen=True)
@@ -150,7 +165,7 @@ def subject_of(
     digest: str, layers: Iterable[LayerConfig], *, names: Iterable[str], source: str | None = None
 ) -> Subject:
     """What the policy looks at: `layers` are the object's own."""
-    configs = list(layers)
+    configs, names = list(layers), list(names)
     known = [*(n.partition(":")[0] for n in names), *names, *(c.name for c in configs)]
     authors = [c.author for c in configs if c.author]
     return Subject(
@@ -193,6 +208,30 @@ def findings_of(
     return tuple(dict.fromkeys(found))
 
 
+def ask_about_incoming(
+    trust: Trust, incoming: Incoming, *, names: Iterable[str], source: str
+) -> tuple[tuple[Finding, ...], Verdict | None]:
+    """What the signatures of something that is on its way prove, and what the policy says of it.
+
+    From manifests, configs and evidence alone. The verdict is None where the policy is not to be
+    asked about what is pulled. Raises StoreError, UsageError for a policy that cannot be read.
+    """
+    root = incoming.root.digest
+    envelopes: list[SignatureEvidence] = []
+    for each in incoming.evidence:
+        about = incoming.parsed[each].artifactType == SIGNATURE_TYPE
+        if about and incoming.subject(each) == root and len(envelopes) < SIGNATURES_LIMIT:
+            with contextlib.suppress(StoreError):  # no signature, whatever it calls itself
+                envelopes.append(incoming.config(each, SignatureEvidence))
+    findings = findings_of(trust, root, incoming.kind, envelopes)
+    policy = trust.policy
+    if "pull" not in policy.check:
+        return findings, None
+    configs = [incoming.config(digest, LayerConfig) for digest in incoming.layers]
+    subject = subject_of(root, configs, names=names, source=source)
+    return findings, judge(subject, findings, policy)
+
+
 def check_policy(
     trust: Trust, moment: Moment, subject: Subject, findings: Sequence[Finding]
 ) -> Verdict | None:
@@ -203,24 +242,43 @@ def check_policy(
     policy = trust.policy
     if moment not in policy.check:
         return None
-    verdict = judge(subject, findings, policy)
-    if not verdict.allowed:
-        rule = f"rule {verdict.rule} of " if verdict.rule else ""
-        raise TrustError(
-            f"refused by {rule}the trust policy",
-            faults=verdict.reasons,
-            hint="ask its maker to sign it, take in their key (lamina key trust FILE), "
-            f"or change {trust.folder / 'policy.toml'}",
-        )
-    return verdict
+    return insist(trust, judge(subject, findings, policy))
 
 
-def check_stored_policy(store: Store, trust: Trust, moment: Moment, digest: str) -> Verdict | None:
-    """`check_policy` for an object of the store. Raises TrustError, StoreError."""
-    if moment not in trust.policy.check:
+def insist(trust: Trust, verdict: Verdict) -> Verdict:
+    """The verdict, if it allows. Raises TrustError with the reasons otherwise."""
+    if verdict.allowed:
+        return verdict
+    rule = f"rule {verdict.rule} of " if verdict.rule else ""
+    raise TrustError(
+        f"refused by {rule}the trust policy",
+        faults=verdict.reasons,
+        hint="ask its maker to sign it, take in their key (lamina key trust FILE), "
+        f"or change {trust.folder / FILE}",
+    )
+
+
+def verdict_lines(verdict: Verdict | None) -> list[str]:
+    """What the policy says, for people, indented as in a preview."""
+    if verdict is None:
+        return []
+    lead = [] if verdict.allowed else ["  REFUSED by the trust policy"]
+    return [*lead, *(f"  {text}" for text in (*verdict.reasons, *verdict.warnings))]
+
+
+def check_stack(store: Store, trust: Trust, stack: ResolvedStack) -> Verdict | None:
+    """Ask the policy before a stack answers. A bare base is no stack that anybody would sign.
+
+    A stack that is not stored (that of a layer's digest) has no signatures.
+    Raises TrustError, StoreError.
+    """
+    if "serve" not in trust.policy.check or not stack.layers:
         return None
-    known = known_object(store, trust, digest)
-    return check_policy(trust, moment, known.subject, known.findings)
+    if store.has(stack.digest):
+        known = known_object(store, trust, stack.digest)
+        return check_policy(trust, "serve", known.subject, known.findings)
+    subject = subject_of(stack.digest, [layer.config for layer in stack.layers], names=[])
+    return check_policy(trust, "serve", subject, ())
 
 
 def signature_lines(findings: Sequence[Finding]) -> list[str]:

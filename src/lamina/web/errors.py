@@ -12,6 +12,7 @@ from lamina.core.errors import (
     LaminaError,
     MissingPartError,
     StoreError,
+    TrustError,
     UnknownNameError,
 )
 
@@ -65,6 +66,8 @@ def refusal(error: LaminaError, *, param: str | None = None) -> Refusal:
     message = error.render()
     if isinstance(error, UnknownNameError):
         return Refusal(404, message, "model_not_found", param or "model")
+    if isinstance(error, TrustError):  # without the hint, which names a file of the server's
+        return Refusal(403, "; ".join((error.message, *error.faults)), "not_trusted", "model")
     if isinstance(error, BusyError):
         return Refusal(429, message, "busy", param, {"retry-after": "1"})
     if isinstance(error, MissingPartError):
