@@ -312,6 +312,7 @@ def _move(
         "previous": record.get("previous"),
         "passed": record.get("verdict", {}).get("passed"),
         "override": record.get("override"),
+        "despite": record.get("despite"),
         "author": record.get("author"),
     }
 
@@ -324,6 +325,7 @@ def render_history(moves: list[dict[str, Any]]) -> str:
     for move in moves:
         gate = "gate passed" if move["passed"] else "gate overridden"
         gate += f": {move['override']}" if move["override"] else ""
+        gate += f"; its review refused it: {move['despite']}" if move["despite"] else ""
         who = f" by {move['author']}" if move["author"] else ""
         lines.append(
             f"{move['name']}:v{move['version']}  @{short(move['stack'])}  "
