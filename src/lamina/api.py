@@ -133,7 +133,8 @@ class Stack:
         return Stack(self._store, str(done.named.name), self._reporter)
 
     def squash(self, *, name: str | None = None, **options: Any) -> "Stack":
-        """All its layers as one. Options: rank (and passes) or tolerance, override, despite, author."""
+        """All its layers as one. Options: rank (and passes) or tolerance, override, despite,
+        author."""
         from lamina.flows.squash import squash
 
         done = squash(self._store, self.name, name=name, reporter=self._reporter, **options)
@@ -192,7 +193,8 @@ def load(name: str, *, home: str | Path | None = None, reporter: Reporter | None
 def merge(stacks: Sequence[Stack], *, name: str, method: str = "concat", **options: Any) -> Stack:
     """Parallel stacks as one layer over their common parent.
 
-    Options: weights, density, examples, seed, override, despite, author (see `lamina.flows.merge.merge`).
+    Options: weights, density, examples, seed, override, despite, author (see
+    `lamina.flows.merge.merge`).
     """
     from lamina.flows.merge import merge as run
 

@@ -341,7 +341,7 @@ class NamingEvidence(Value):
     override: str | None = None
     """The reason given with --accept-regression."""
     despite: str | None = None
-    """The reason given for accepting what a review, or the trust policy, refused beside the gate."""
+    """The reason for accepting what a review, or the trust policy, refused beside the gate."""
     author: str | None = None
 
 
