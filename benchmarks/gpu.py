@@ -1,8 +1,8 @@
 """The training step on a GPU at several sizes, beside its peers: tokens a second, and memory.
 
 Models of llama's shape with random weights (speed does not depend on them) at the sizes of 135M, 1B
-and 8B parameters (`135m_2k`: in steps of lamina's default 2,048 tokens); rows of random tokens, half
-of them supervised; rank 16 on all linears, bfloat16.
+and 8B parameters (`135m_2k`: in steps of lamina's default 2,048 tokens); rows of random tokens,
+half of them supervised; rank 16 on all linears, bfloat16.
 
 - `lamina`: the loop's own step with its fused decoder.
 - `peft`: PEFT's layers in transformers' model, SDPA, all logits, in a bare loop.
@@ -329,9 +329,10 @@ def main() -> None:
     if given.quick:
         given.shapes, given.steps, given.contestants = "pico", 2, "lamina,peft"
     rate = peak_rate(device, 256 if given.quick else 8192)
-    shapes = {name: measured(name, device, given, rate) for name in given.shapes.split(",")}
-    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    emit("gpu", {"device": name, "product_flops": rate, "shapes": shapes}, keep=given.keep)
+    on = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    for name in given.shapes.split(","):  # a row each: GPUs are rented by the minute
+        shapes = {name: measured(name, device, given, rate)}
+        emit("gpu", {"device": on, "product_flops": rate, "shapes": shapes}, keep=given.keep)
 
 
 if __name__ == "__main__":

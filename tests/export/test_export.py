@@ -48,6 +48,7 @@ def test_peft_loads_the_same_model(store, tmp_path, count):
     result = export(store, f"s{count}", tmp_path / "out", "peft", Silent())
     assert result["parity"]["value"] < result["parity"]["limit"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "README.md",
         codec.CONFIG_FILE,
         codec.WEIGHTS_FILE,
         "lamina.json",

@@ -124,6 +124,7 @@ def test_one_adapter_over_the_base_is_the_stack(family_store, tmp_path):
     result = export(family_store, "s", tmp_path / "out", "gguf-lora", Silent())
     assert result["parity"]["ok"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
         "adapter.gguf",
         "lamina.json",
     ]

@@ -17,6 +17,7 @@ from lamina.bases.load import load_tokenizer
 from lamina.bases.normal import write_json
 from lamina.bases.quantised import packed_names, quantisation
 from lamina.bases.quiet import quiet
+from lamina.bases.shell import check_sizes
 from lamina.core.errors import BaseError
 
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
@@ -30,6 +31,7 @@ def check_base(folder: Path) -> None:
     """
     config = read_json(folder / CONFIG)
     check_causal(config, folder.name)
+    check_sizes(folder)
     model = _skeleton(folder)
     modules = linears(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -14,7 +14,7 @@ from lamina.core.plain import line_fault
 from lamina.core.strict import loads
 
 MAX_HEADER_BYTES = 100_000_000
-MAX_TENSORS = 200_000
+MAX_TENSORS = 100_000
 MAX_AXES = 8
 MAX_NAME = 500
 """Most characters of a tensor's name."""

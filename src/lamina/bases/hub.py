@@ -2,17 +2,19 @@
 
 import fnmatch
 import hashlib
+import io
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from lamina.bases.quiet import quiet
-from lamina.core.digest import CHUNK_BYTES, digest_file
-from lamina.core.errors import BaseError
+from lamina.core.digest import CHUNK_BYTES, digest_bytes, digest_file
+from lamina.core.errors import BaseError, LaminaError
 
 HUB_SECONDS = 4.0
 """How long a Hub that does not answer is waited for before a base is looked for elsewhere."""
@@ -30,6 +32,11 @@ WANTED = (
 )
 """The only files ever fetched; patterns of paths in the repository's root."""
 _SHA256_HEX = 64
+_BY_STATUS = {
+    401: "the token is not valid: log in again with `hf auth login`, or set HF_TOKEN",
+    403: "the token may not do that: use another one, or ask for access on its page",
+    429: "the Hub takes no more requests from you for now: wait, then try again",
+}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -43,6 +50,9 @@ class HubRepo:
     licence: str | None
     digests: Mapping[str, str]
     """File -> its sha256 (large files) or git blob id (small ones), as the Hub states them."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """File -> bytes, as the Hub states them."""
+    private: bool = False
 
 
 def resolve(
@@ -52,11 +62,28 @@ def resolve(
     endpoint: str | None = None,
     seconds: float = HUB_SECONDS,
 ) -> HubRepo:
+    """Ask the Hub for a base: what `revision` is (None: the main branch) and what files it has.
+
+    Raises BaseError as `find` does, and when the repository has no usable weights.
+    """
+    found = find(repo, revision, endpoint=endpoint, seconds=seconds)
+    check_weights(found.files, f"hf:{repo}")
+    return found
+
+
+def find(
+    repo: str,
+    revision: str | None = None,
+    *,
+    endpoint: str | None = None,
+    seconds: float = HUB_SECONDS,
+    raises: type[LaminaError] = BaseError,
+) -> HubRepo:
     """Ask the Hub what `revision` is (None: the main branch) and what files it has.
 
     Gives up after `seconds` whatever hangs, name resolution included. `endpoint` replaces the
-    library's own. Raises BaseError when the Hub cannot be reached, does not know the repository or
-    does not let us read it, or the repository has no usable weights.
+    library's own. Raises `raises`, caused by the library's own exception, when the Hub cannot be
+    reached, does not know the repository or does not let us read it.
     """
     try:
         info = _within(
@@ -66,10 +93,10 @@ def resolve(
             ),
         )
     except Exception as error:  # one library, many transports: each has its own exceptions
-        raise _cannot(f"hf:{repo}", revision, error) from error
+        raise cannot(f"hf:{repo}", revision, error, raises) from error
     card = info.card_data
     siblings = info.siblings or ()
-    found = HubRepo(
+    return HubRepo(
         name=repo,
         commit=str(info.sha),
         files=tuple(sorted(item.rfilename for item in siblings)),
@@ -79,9 +106,9 @@ def resolve(
             for item in siblings
             if item.lfs or item.blob_id
         },
+        sizes={item.rfilename: item.size for item in siblings if item.size is not None},
+        private=bool(info.private),
     )
-    check_weights(found.files, f"hf:{repo}")
-    return found
 
 
 def download(
@@ -90,11 +117,13 @@ def download(
     *,
     endpoint: str | None = None,
     progress: Callable[[str], None],
+    wanted: Sequence[str] = WANTED,
+    raises: type[LaminaError] = BaseError,
 ) -> Path:
-    """Fetch the WANTED files of the commit into a folder under `into`, and return that folder.
+    """Fetch the `wanted` files of the commit into a folder under `into`, and return that folder.
 
     Resumes a file whose transfer is cut, and keeps finished files for another call. Every file is
-    checked against the Hub's digest for it; one that differs is deleted. Raises BaseError when a
+    checked against the Hub's digest for it; one that differs is deleted. Raises `raises` when a
     transfer fails or a file differs.
     """
     folder = into / repo.name.replace("/", "--") / repo.commit
@@ -105,15 +134,17 @@ def download(
                 repo.name,
                 revision=repo.commit,
                 local_dir=folder,
-                allow_patterns=list(WANTED),
+                allow_patterns=list(wanted),
                 endpoint=endpoint,
             )
-    except Exception as error:  # see resolve
-        raise BaseError(
-            f"hf:{repo.name}@{repo.commit[:12]} was not downloaded to the end: {_reason(error)}",
+    except (GatedRepoError, RepositoryNotFoundError) as error:
+        raise cannot(f"hf:{repo.name}", repo.commit[:12], error, raises) from error
+    except Exception as error:  # see find
+        raise raises(
+            f"hf:{repo.name}@{repo.commit[:12]} was not downloaded to the end: {reason(error)}",
             hint="pull again: files that are there whole are kept",
         ) from error
-    _check_digests(repo, folder)
+    _check_digests(repo, folder, raises)
     return folder
 
 
@@ -144,31 +175,35 @@ def check_weights(files: Sequence[str], what: str) -> None:
     raise BaseError(f"{what} has no model.safetensors", hint="give a repository of a whole model")
 
 
-def _check_digests(repo: HubRepo, folder: Path) -> None:
+def _check_digests(repo: HubRepo, folder: Path, raises: type[LaminaError]) -> None:
     """Delete and report every file whose bytes are not what the Hub says they are."""
     wrong = []
     for name, digest in sorted(repo.digests.items()):
         path = folder / name
-        own = _sha256 if len(digest) == _SHA256_HEX else _git_blob_id
-        if path.is_file() and own(path) != digest:
+        if path.is_file() and own_digest(path, digest) != digest:
             path.unlink()
             wrong.append(name)
     if wrong:
-        raise BaseError(
+        raise raises(
             f"hf:{repo.name}@{repo.commit[:12]}: files differ from their digests on the Hub",
             faults=wrong,
             hint="they were deleted; pull again",
         )
 
 
-def _sha256(path: Path) -> str:
-    return digest_file(path).removeprefix("sha256:")
+def own_digest(content: bytes | Path, stated: str) -> str:
+    """The digest of bytes or a file, of the kind that the Hub stated: sha256, or git's blob id."""
+    if len(stated) == _SHA256_HEX:
+        found = digest_bytes(content) if isinstance(content, bytes) else digest_file(content)
+        return found.removeprefix("sha256:")
+    return _git_blob_id(content)
 
 
-def _git_blob_id(path: Path) -> str:
+def _git_blob_id(content: bytes | Path) -> str:
     """git's name for a file's content: SHA-1 by git's format, not for security."""
-    state = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as handle:
+    size = len(content) if isinstance(content, bytes) else content.stat().st_size
+    state = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as handle:
         while chunk := handle.read(CHUNK_BYTES):
             state.update(chunk)
     return state.hexdigest()
@@ -195,22 +230,29 @@ def _within(seconds: float, work: Callable[[], Any]) -> Any:
     return outcome[0]
 
 
-def _cannot(what: str, revision: str | None, error: Exception) -> BaseError:
+def cannot(
+    what: str, revision: str | None, error: Exception, raises: type[LaminaError] = BaseError
+) -> LaminaError:
+    """What went wrong with the Hub and what to do about it."""
     at = f" at {revision!r}" if revision else ""
     kind = type(error).__name__
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+    said = (error.server_message or "").strip() if isinstance(error, HfHubHTTPError) else ""
     hints = {
         "RepositoryNotFoundError": "check the name; a private one needs `hf auth login`",
         "GatedRepoError": "accept its terms on its page and run `hf auth login`",
         "RevisionNotFoundError": "give a branch, tag or commit that the repository has",
         "HFValidationError": "a repository is written hf:org/name",
     }
-    return BaseError(
-        f"{what}{at} cannot be had from the Hub: {_reason(error)}",
-        hint=hints.get(kind, "check the network, or use a local directory, .gguf file or wheel"),
+    hint = hints.get(kind, "check the network, or use a local directory, .gguf file or wheel")
+    return raises(
+        f"{what}{at} cannot be had from the Hub: {reason(error)}",
+        faults=said.splitlines()[:3],
+        hint=_BY_STATUS.get(status, hint) if kind == "HfHubHTTPError" else hint,
     )
 
 
-def _reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The exception's kind and first line: its text can run to a page."""
     first = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

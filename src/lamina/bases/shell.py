@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lamina.bases.families import linears
 from lamina.bases.header import read_entries
-from lamina.bases.identity import CONFIG, weight_files
+from lamina.bases.identity import CONFIG, read_json, weight_files
 from lamina.bases.quiet import quiet
 from lamina.core.errors import BaseError
 
@@ -32,6 +32,9 @@ TORCH_DTYPES = {
     "F64": torch.float64,
 }
 """By their names in safetensors."""
+_LAYER_COUNTS = frozenset({"num_hidden_layers", "n_layer", "n_layers", "num_layers"})
+_LARGEST = 2**31
+_EXPERTS = 4096
 
 
 class _EmptyIsNothing(TorchFunctionMode):
@@ -58,6 +61,7 @@ def shell(directory: Path, *, dtype: torch.dtype) -> nn.Module:
 
     Raises BaseError when no model can be built from the configuration.
     """
+    check_sizes(directory)
     try:
         with quiet(), _EmptyIsNothing():
             config = AutoConfig.from_pretrained(
@@ -75,6 +79,31 @@ def shell(directory: Path, *, dtype: torch.dtype) -> nn.Module:
         ) from error
     model.eval()
     return model.requires_grad_(False)
+
+
+def check_sizes(directory: Path) -> None:
+    """Refuse a configuration that promises more layers than its files have tensors, or numbers that
+    no model has: to build that model, even without memory for its weights, would take for ever.
+
+    Raises BaseError.
+    """
+    tensors = sum(len(read_entries(path)) for path in weight_files(directory))
+    faults = []
+    waiting: list[tuple[str, Any]] = [("", read_json(directory / CONFIG))]
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.items()
+        elif isinstance(value, list):
+            waiting += [(key, item) for item in value]
+        elif isinstance(value, int):
+            most = tensors if key in _LAYER_COUNTS else _EXPERTS if "expert" in key else _LARGEST
+            if abs(value) > most:
+                faults.append(f"{key} is {value:.3g}; at most {most} can be")
+    if faults:
+        raise BaseError(
+            f"{CONFIG} does not fit the weights", faults=faults, hint="fetch both from one place"
+        )
 
 
 def linear_shapes(directory: Path) -> dict[str, tuple[int, int]]:

@@ -1,5 +1,6 @@
 """Options that several commands share, each described once."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -92,7 +93,8 @@ Memory = Annotated[
 Place = Annotated[
     str,
     typer.Argument(
-        metavar="PLACE", help="oci://host/repository[:tag]; to pull also …@sha256:digest."
+        metavar="PLACE",
+        help="oci://host/repository[:tag] or hf:org/name[@branch]; to pull also …@digest.",
     ),
 ]
 PlainHttp = Annotated[
@@ -109,3 +111,24 @@ NoTlsVerify = Annotated[
     bool,
     typer.Option("--no-tls-verify", help="Accept any certificate; only digests are checked then."),
 ]
+
+
+def is_hub(place: str) -> bool:
+    """Whether a place to push to or pull from is one of the Hub."""
+    return place.startswith("hf:")
+
+
+def refuse_for_hub(place: str, given: Mapping[str, object]) -> None:
+    """Raise UsageError for options that were given and mean nothing for the Hub."""
+    _refuse(f"{place} is a repository of the Hub", given)
+
+
+def refuse_for_registry(place: str, given: Mapping[str, object]) -> None:
+    """Raise UsageError for options that were given and mean nothing for a registry."""
+    _refuse(f"{place} is no repository of the Hub", given)
+
+
+def _refuse(what: str, given: Mapping[str, object]) -> None:
+    named = [name for name, value in given.items() if value]
+    if named:
+        raise UsageError(f"{what}: {', '.join(named)} can't be used", hint="leave it out")

@@ -1,4 +1,4 @@
-"""`lamina pull`: bring a stack from a registry."""
+"""`lamina pull`: bring a stack from a registry or from the Hub."""
 
 import sys
 from pathlib import Path
@@ -26,6 +26,14 @@ def pull(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what is there, and stop.")
     ] = False,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on",
+            metavar="STACK",
+            help="hf: only, what an adapter that lamina did not make was trained over.",
+        ),
+    ] = None,
     accept_regression: options.AcceptRegression = None,
     author: options.Author = None,
     plain_http: options.PlainHttp = False,
@@ -39,6 +47,8 @@ def pull(
     lamina pull oci://ghcr.io/me/support:v1 --dry-run
     lamina pull oci://ghcr.io/me/support:v1 --as support
     lamina pull oci://ghcr.io/me/support@sha256:…      # a stack or a single layer by digest
+    lamina pull hf:me/support@main
+    lamina pull hf:somebody/their-lora --on smollm2-135m --as theirs
 
     Author, lineage, licences and claimed results are shown before anything large moves. The base is
     taken from the store, from the same place, or from where it came from; its bytes have to be the
@@ -47,22 +57,43 @@ def pull(
     from lamina.flows.publish import Landing
     from lamina.flows.publish import pull as run
 
+    hub = options.is_hub(place)
+    registry_only = {
+        "--plain-http": plain_http,
+        "--ca-file": ca_file,
+        "--no-tls-verify": no_tls_verify,
+    }
+    if hub:
+        options.refuse_for_hub(place, registry_only)
+    else:
+        options.refuse_for_registry(place, {"--on": on})
+
     def confirm(text: str) -> bool:
         sys.stderr.write(text + "\n")
         if yes or not sys.stdin.isatty():
             return True
         return typer.confirm("pull it?", default=True, err=True)
 
-    access = environment.access(
-        plain_http=plain_http, ca_file=Path(ca_file) if ca_file else None, verify=not no_tls_verify
-    )
     landing = Landing(
         name=name,
         dry_run=dry_run,
         override=accept_regression,
         author=author or environment.author(),
     )
-    pulled = run(environment.open_store(), place, access, Terminal(), landing, confirm=confirm)
+    store, terminal = environment.open_store(), Terminal()
+    if hub:
+        from lamina.flows.hub import pull as pull_hub
+        from lamina.share.hub import parse_hub_place
+
+        at = parse_hub_place(place)
+        pulled = pull_hub(store, at, terminal, landing, on=on, confirm=confirm)
+    else:
+        access = environment.access(
+            plain_http=plain_http,
+            ca_file=Path(ca_file) if ca_file else None,
+            verify=not no_tls_verify,
+        )
+        pulled = run(store, place, access, terminal, landing, confirm=confirm)
     text = pulled.pop("text", "")
     if json:
         print_json(pulled)

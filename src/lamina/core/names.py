@@ -34,14 +34,14 @@ class Name:
     tag: str = LATEST
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name) or len(self.name) > MAX_NAME:
+        if len(self.name) > MAX_NAME or not _NAME.fullmatch(self.name):
             raise UsageError(
-                f"{self.name!r} is not a name",
+                f"{_brief(self.name)} is not a name",
                 hint="use lower-case letters, digits and single . _ - between them, "
                 f"at most {MAX_NAME} characters: support, legal-de.small",
             )
         if not _TAG.fullmatch(self.tag):
-            raise UsageError(f"{self.tag!r} is not a tag", hint="for example: support:v3")
+            raise UsageError(f"{_brief(self.tag)} is not a tag", hint="for example: support:v3")
 
     def __str__(self) -> str:
         return self.name if self.tag == LATEST else f"{self.name}:{self.tag}"
@@ -87,5 +87,13 @@ def parse_reference(text: str) -> Reference:
     if match:
         return DigestPrefix(match[1])
     if text.startswith(("@", "sha256:")):
-        raise UsageError(f"{text!r} is not a digest", hint="give at least 6 of its hex digits")
+        raise UsageError(
+            f"{_brief(text)} is not a digest", hint="give at least 6 of its hex digits"
+        )
     return parse_name(text)
+
+
+def _brief(text: str) -> str:
+    """A text of any length, quoted, with what is not plain ASCII written out: letters of other
+    alphabets look like those that names are made of."""
+    return ascii(text if len(text) <= 2 * MAX_NAME else text[: 2 * MAX_NAME] + "…")

@@ -31,9 +31,10 @@ def write(
     linears: Mapping[str, nn.Linear],
     directory: Path,
     base: str,
+    revision: str | None = None,
 ) -> None:
     """Write adapter_config.json and adapter_model.safetensors into `directory`."""
-    write_joined(concatenated(layers), linears, directory, base)
+    write_joined(concatenated(layers), linears, directory, base, revision)
 
 
 def padded(joined: Mapping[str, Factors], rank: int) -> dict[str, Factors]:
@@ -49,7 +50,11 @@ def padded(joined: Mapping[str, Factors], rank: int) -> dict[str, Factors]:
 
 
 def write_joined(
-    joined: Mapping[str, Factors], linears: Mapping[str, nn.Linear], directory: Path, base: str
+    joined: Mapping[str, Factors],
+    linears: Mapping[str, nn.Linear],
+    directory: Path,
+    base: str,
+    revision: str | None = None,
 ) -> None:
     """Write one layer, each module at scale 1, as both files of an adapter."""
     rank = max(factors.rank for factors in joined.values())
@@ -60,6 +65,7 @@ def write_joined(
         scaling="lora",
         target_modules=target_modules(linears, tuple(joined)),
         base=base,
+        revision=revision,
     )
     atomic_write(directory / codec.WEIGHTS_FILE, weights)
     atomic_write(directory / codec.CONFIG_FILE, config)

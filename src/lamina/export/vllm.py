@@ -18,6 +18,7 @@ def write(
     linears: Mapping[str, nn.Linear],
     directory: Path,
     base: str,
+    revision: str | None = None,
 ) -> int:
     """Write the adapter folder; returns the value for `--max-lora-rank`.
 
@@ -32,7 +33,7 @@ def write(
             f"the stack's layers have rank {rank} together, vLLM takes at most {MAX_RANKS[-1]}",
             hint="squash the stack first: lamina squash STACK --name NAME",
         )
-    write_joined(padded(joined, rank), linears, directory, base)
+    write_joined(padded(joined, rank), linears, directory, base, revision)
     return allowed
 
 

@@ -17,6 +17,7 @@ from lamina.core.report import Reporter
 from lamina.core.version import __version__
 from lamina.data.example import Message
 from lamina.flows import credit, licensing, to_llama, to_python
+from lamina.flows.card import card
 from lamina.flows.credit import contributors
 from lamina.flows.landing import gate_and_name, land
 from lamina.flows.licensing import licences_of
@@ -25,6 +26,8 @@ from lamina.flows.outbound import CERTIFICATE, FOLDER, Job, Made, Probe
 from lamina.flows.questions import probe_prompts
 from lamina.lowrank import codec
 from lamina.lowrank.attach import check_layer
+from lamina.share.card import FILE as CARD
+from lamina.share.card_facts import Form
 from lamina.stack.compile import compile_stack
 from lamina.stack.resolve import ResolvedStack, resolve
 from lamina.store.layout import Store
@@ -106,7 +109,7 @@ def export(
     store: Store,
     text: str,
     directory: Path,
-    target: str,
+    to: str,
     reporter: Reporter,
     *,
     precision: str | None = None,
@@ -117,15 +120,14 @@ def export(
 ) -> dict[str, Any]:
     """Write a stack to `directory` for another tool, only if it comes back as the same model.
 
-    The certificate that is returned lies in the folder too. Where the tool is not installed that
-    could read it back, it says that nothing was proved. `accept_loss` keeps an export that differs
-    by more than the limit, if by a finite number. `base_gguf` is the base in float16, where it was
-    exported before: an adapter for llama.cpp is proved over it.
+    The certificate that is returned lies in the folder too, and a model card. Where the tool is not
+    installed that could read it back, it says that nothing was proved. `accept_loss` keeps an
+    export that differs by more than the limit, if by a finite number. `base_gguf` is the base in
+    float16, where it was exported before: an adapter for llama.cpp is proved over it.
     `commercial`: also stop where a licence bans commercial use; `despite` is the reason for going
     on where one forbids something. Raises CheckError, UsageError, MissingPartError.
     """
-    if target not in _TARGETS:
-        raise UsageError(f"--to {target!r}: known targets are {', '.join(sorted(_TARGETS))}")
+    target = _target(to)
     if directory.exists():
         raise UsageError(f"{directory} exists already", hint="give a folder that does not exist")
     stack = resolve(store, text)
@@ -153,15 +155,23 @@ def export(
             "licences": licences.to_json() | ({"despite": why} if why else {}),
         }
         atomic_write(work / CERTIFICATE, (json.dumps(certificate, indent=2) + "\n").encode())
+        atomic_write(work / CARD, card(store, stack, target, certificate=certificate).encode())
     lines = [line.replace(FOLDER, str(directory)) for line in made.use]
     return {**certificate, "directory": str(directory), "use": lines}
+
+
+def _target(text: str) -> Form:
+    found = next((target for target in _TARGETS if target == text), None)
+    if found is None:
+        raise UsageError(f"--to {text!r}: known targets are {', '.join(sorted(_TARGETS))}")
+    return found
 
 
 def _probes(store: Store, stack: ResolvedStack) -> list[Probe]:
     return [(PROBE, ()), *probe_prompts(store, stack)]
 
 
-_TARGETS: dict[str, Callable[[Job], Made]] = {
+_TARGETS: dict[Form, Callable[[Job], Made]] = {
     "peft": to_python.peft,
     "hf": to_python.merged,
     "gguf": to_llama.gguf,

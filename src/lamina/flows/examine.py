@@ -112,7 +112,10 @@ def sit(
             scorer=exam.spec.scorer,
             max_new_tokens=exam.spec.max_new_tokens,
             engine=ENGINE,
-            items=tuple((item.value, item.weight, item.answer) for item in items),
+            items=tuple(
+                (item.value, item.weight, None if exam.spec.private else item.answer)
+                for item in items
+            ),  # results travel; an answer to a withheld question may give it away
         )
         try:
             stored = store.put_stack(stack.config.base, stack.config.layers)

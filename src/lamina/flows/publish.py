@@ -18,12 +18,12 @@ from lamina.flows import foreign_bases
 from lamina.flows.naming import name_stack, new_name
 from lamina.flows.preview import preview, render
 from lamina.share import mounts
-from lamina.share.incoming import Incoming, admit, look
+from lamina.share.incoming import BlobSource, Incoming, admit, look
 from lamina.share.parcel import Parcel, parcel_of, public_source
 from lamina.share.reference import HubRef, RegistryRef, parse_place
 from lamina.share.referrers import Repository
 from lamina.share.transfer import Moved, fetch, send
-from lamina.share.wire import Access
+from lamina.share.wire import Access, Patience
 from lamina.stack.resolve import of_descriptor, resolve
 from lamina.store.layout import Store
 
@@ -155,49 +155,63 @@ def pull(
     BaseError, ShareError, UsageError, StoreError.
     """
     ref = _registry(place)
-    name = None if landing.dry_run else _name(store, ref, landing.name)
     with Repository(ref, access) as repository:
-        incoming = look(store, repository, repository.resolve())
-        shown = preview(store, incoming, str(ref))
+        taking = Taking(store, repository, str(ref), reporter, repository.wire.patience)
+        found = taking.take(repository.resolve(), landing, ref.repository, confirm)
+        traffic = repository.wire.traffic
+    if landing.dry_run:
+        return found
+    mounts.remember(store.cache_dir, ref, taking.payload)
+    return {
+        **found,
+        "received": traffic.received,
+        **_counts(taking.moved, traffic.retried),
+    }
+
+
+class Taking:
+    """One object on its way into the store, from whatever place it lies in."""
+
+    def __init__(
+        self,
+        store: Store,
+        source: BlobSource,
+        place: str,
+        reporter: Reporter,
+        patience: Patience | None = None,
+    ) -> None:
+        self._store, self._source, self._place = store, source, place
+        self._reporter, self._patience = reporter, patience
+        self._incoming: Incoming
+        self.moved = Moved()
+        self.payload: tuple[Descriptor, ...] = ()
+
+    def take(
+        self, digest: str, landing: Landing, repository: str, confirm: Confirm | None
+    ) -> dict[str, Any]:
+        """Look at it, show it, bring it, name it. `repository`: what it is named after where no
+        name is given. Raises as `pull`."""
+        name = None if landing.dry_run else default_name(self._store, repository, landing.name)
+        self._incoming = look(self._store, self._source, digest)
+        self.payload = self._incoming.payload
+        shown = preview(self._store, self._incoming, self._place)
         if landing.dry_run:
             return {"pulled": None, "preview": shown, "text": render(shown)}
         if confirm is not None and not confirm(render(shown)):
             raise CheckError("nothing was pulled")
         assert name is not None  # not a dry run
-        pulling = _Pulling(store, repository, incoming, reporter)
-        if incoming.kind == BASE_TYPE:
-            found = pulling.base(name)
-        else:
-            found = pulling.stack(name, str(ref), landing)
-        traffic = repository.wire.traffic
-    mounts.remember(store.cache_dir, ref, incoming.payload)
-    return {
-        "pulled": str(ref),
-        "preview": shown,
-        **found,
-        "received": traffic.received,
-        **_counts(pulling.moved, traffic.retried),
-    }
-
-
-class _Pulling:
-    """One object on its way into the store."""
-
-    def __init__(
-        self, store: Store, repository: Repository, incoming: Incoming, reporter: Reporter
-    ) -> None:
-        self._store, self._repository = store, repository
-        self._incoming, self._reporter = incoming, reporter
-        self.moved = Moved()
+        bare = self._incoming.kind == BASE_TYPE
+        found = self.base(name) if bare else self.stack(name, self._place, landing)
+        return {"pulled": self._place, "preview": shown, **found}
 
     def _bring(self, items: Sequence[Descriptor]) -> None:
         fetch(
             self._store,
-            self._repository,
+            self._source,
             items,
             reporter=self._reporter,
             moved=self.moved,
-            patience=self._repository.wire.patience,
+            patience=self._patience,
         )
 
     def base(self, name: Name) -> dict[str, Any]:
@@ -205,9 +219,7 @@ class _Pulling:
         identity = self._incoming.base
         if not foreign_bases.at_hand(self._store, identity):
             digest = self._incoming.root.digest
-            foreign_bases.from_place(
-                self._store, digest, identity, self._repository, self._bring, None
-            )
+            foreign_bases.from_place(self._store, digest, identity, self._source, self._bring, None)
         stored = self._store.find_base(identity)
         self._store.tag_base(name.name, stored)
         return {"name": name.name, "base": identity, "stack": None}
@@ -219,13 +231,13 @@ class _Pulling:
             self._store,
             self._incoming.base,
             stated,
-            self._repository,
+            self._source,
             self._bring,
             self._reporter,
         )
         stored = admit(
             self._store,
-            self._repository,
+            self._source,
             self._incoming,
             label=label,
             fetch=lambda _store, _source, items: self._bring(items),
@@ -269,11 +281,11 @@ class _Pulling:
         )
 
 
-def _name(store: Store, ref: RegistryRef, wanted: str | None) -> Name:
+def default_name(store: Store, repository: str, wanted: str | None) -> Name:
     """The name that a pulled object gets: the given one, or the repository's last word."""
     if wanted is not None:
         return new_name(store, wanted)
-    plain = re.sub(r"[._-]+", lambda m: m[0][0], ref.repository.rpartition("/")[2])
+    plain = re.sub(r"[._-]+", lambda m: m[0][0], repository.rpartition("/")[2].lower())
     name = Name(plain[:MAX_NAME].rstrip("._-"))
     if name.name in store.bases():
         raise UsageError(f"{name} is a base here", hint="give a name: --as NAME")

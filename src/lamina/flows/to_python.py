@@ -19,6 +19,8 @@ from lamina.export.parity import Parity, compare, logits_of
 from lamina.export.readers import as_others_read
 from lamina.flows.outbound import Job, Made, refuse_packed, refuse_precision
 from lamina.lowrank.maths import Factors
+from lamina.share.card_facts import hub_commit, hub_name
+from lamina.share.parcel import public_source
 from lamina.stack.compile import Compiled, base_directory, compile_stack, layer_factors
 
 _NO_VLLM = "vLLM itself was not run: PEFT loaded the adapter"
@@ -29,7 +31,7 @@ def peft(job: Job) -> Made:
     """One adapter folder. Raises UsageError, MissingPartError, LayerError, BaseError."""
     refuse_precision(job)
     layers, ours, base = _sides(job)
-    peft_folder.write(layers, ours.linears, job.directory, _source(job))
+    peft_folder.write(layers, ours.linears, job.directory, *_reference(job))
     return Made(_parity(job, ours, lambda: load_peft(base, job.directory)))
 
 
@@ -37,9 +39,8 @@ def vllm(job: Job) -> Made:
     """The adapter folder with one rank throughout, and vLLM's launch line. Raises as `peft`."""
     refuse_precision(job)
     layers, ours, base = _sides(job)
-    most = vllm_folder.write(layers, ours.linears, job.directory, _source(job))
-    source = _source(job)
-    hub = source.removeprefix("hf:").partition("@")[0] if source.startswith("hf:") else ""
+    most = vllm_folder.write(layers, ours.linears, job.directory, *_reference(job))
+    hub = hub_name(_source(job))
     line = vllm_folder.launch("@DIR@", job.stack.label, hub or "BASE_DIR", most)
     first = () if hub else (f"lamina export {job.base_name} BASE_DIR --to hf",)
     return Made(
@@ -79,9 +80,15 @@ def _sides(job: Job) -> tuple[list[dict[str, Factors]], Compiled, nn.Module]:
     return layers, compile_stack(job.store, job.stack, dtype=torch.float32), base
 
 
+def _reference(job: Job) -> tuple[str, str | None]:
+    """What PEFT loads the base by, and at which commit; else where it came from."""
+    source = _source(job)
+    return hub_name(source) or source, hub_commit(source)
+
+
 def _source(job: Job) -> str:
-    """Where the base came from, else its identity."""
-    return (job.stack.base.annotations or {}).get(SOURCE, "") or job.stack.config.base
+    """Where anybody gets the base, else its identity."""
+    return public_source((job.stack.base.annotations or {}).get(SOURCE)) or job.stack.config.base
 
 
 def load_peft(model: nn.Module, directory: Path) -> nn.Module:

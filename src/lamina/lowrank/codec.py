@@ -67,11 +67,13 @@ def encode(
     scaling: Scaling,
     target_modules: Sequence[str],
     base: str,
+    revision: str | None = None,
 ) -> tuple[bytes, bytes]:
     """(adapter_config.json, adapter_model.safetensors) bytes; equal layers give equal bytes.
 
     A module whose rank is not `rank` goes into `rank_pattern`; one whose rank or scale is not what
     `rank`, `alpha` and `scaling` say, into `alpha_pattern`. Factors are stored in float32.
+    `revision`: the base's commit on the Hub, which PEFT then loads it at.
     """
     config: dict[str, Any] = {
         "peft_type": "LORA",
@@ -89,6 +91,7 @@ def encode(
         "modules_to_save": None,
     }
     ranks = {name: f.rank for name, f in sorted(layer.items()) if f.rank != rank}
+    config |= {"revision": revision} if revision else {}
     # peft reads pattern keys as regular expressions matched at the end of the module name
     config["rank_pattern"] = {re.escape(name): value for name, value in ranks.items()}
     config["alpha_pattern"] = {}

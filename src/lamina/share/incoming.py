@@ -27,6 +27,7 @@ from lamina.core.manifests import (
     StandsEvidence,
 )
 from lamina.share.parcel import travels
+from lamina.share.together import side_by_side
 from lamina.store.layout import Store
 from lamina.store.manifests import MANIFEST_LIMIT
 from lamina.store.refs import FROM, bare
@@ -379,21 +380,24 @@ def admit(
     """
     missing = [blob for blob in incoming.payload if not store.intact(blob.digest)]
     (fetch or stream_in)(store, source, missing)
-    for manifest in incoming.parsed.values():
-        data = incoming.configs[manifest.config.digest]
-        store.put_bytes(data, manifest.config.mediaType)
-    for data in incoming.manifests.values():
-        root = store.put_manifest(data)
+    _put_configs(store, incoming)
+    side_by_side(lambda data, _: store.put_manifest(data), [*incoming.manifests.values()][:-1])
+    root = store.put_manifest(incoming.manifests[incoming.root.digest])
     if incoming.kind == LAYER_TYPE:  # a layer alone would not keep its parents
         config = incoming.config(root.digest, LayerConfig)
         root = store.put_stack(config.base, (*config.parents, StackedLayer(layer=root.digest)))
-    store.add_root(root)
-    known = {entry.digest for entry in store.entries()}
-    for digest, data in incoming.evidence.items():
-        stored = store.put_manifest(data)
-        if digest not in known:  # one's own may come back
-            store.add_root(stored, {FROM: label})
+    known = {entry.digest for entry in store.entries()}  # one's own may come back, and stays so
+    new = [digest for digest in incoming.evidence if digest not in known]
+    side_by_side(lambda digest, _: store.put_manifest(incoming.evidence[digest]), new)
+    store.add_roots({root: {}, **{store.describe(digest): {FROM: label} for digest in new}})
     return root
+
+
+def _put_configs(store: Store, incoming: Incoming) -> None:
+    types = {m.config.digest: m.config.mediaType for m in incoming.parsed.values()}
+    side_by_side(
+        lambda digest, _: store.put_bytes(incoming.configs[digest], types[digest]), list(types)
+    )
 
 
 def stream_in(store: Store, source: BlobSource, items: Sequence[Descriptor]) -> None:

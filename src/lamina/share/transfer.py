@@ -5,14 +5,11 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 from lamina.core.errors import (
     CorruptBlobError,
     DroppedError,
-    LaminaError,
     ShareError,
     StoreFullError,
 )
@@ -21,14 +18,12 @@ from lamina.core.report import Reporter, Silent
 from lamina.share.incoming import BlobSource
 from lamina.share.parcel import Parcel
 from lamina.share.referrers import Repository
+from lamina.share.together import WORKERS, StoppedError, side_by_side
 from lamina.share.wire import Patience
 from lamina.store.layout import Store
 from lamina.store.partial import discard, resumed
 
-WORKERS = 4
-"""Transfers at once: while one waits for an answer or the disk, another hashes."""
 EVENT_SECONDS = 0.2
-ItemT = TypeVar("ItemT")
 
 
 @dataclass
@@ -84,37 +79,6 @@ class Counter:
             self._reporter.event(
                 {"event": "moving", "text": text, "bytes": self._done, "of": self._total}
             )
-
-
-def side_by_side(
-    work: Callable[[ItemT, threading.Event], Any], items: Sequence[ItemT], workers: int = WORKERS
-) -> None:
-    """Do work on all items, several at once. The first error stops all, and is raised.
-
-    `work` gets an event that is set when it should stop. Ctrl-C stops all too.
-    """
-    stop = threading.Event()
-    if len(items) <= 1 or workers == 1:
-        for item in items:
-            work(item, stop)
-        return
-    with ThreadPoolExecutor(max_workers=min(workers, len(items))) as pool:
-        jobs: list[Future[Any]] = [pool.submit(work, item, stop) for item in items]
-        try:
-            wait(jobs, return_when=FIRST_EXCEPTION)
-        finally:
-            if any(not job.done() or job.exception() for job in jobs):
-                stop.set()
-                for job in jobs:
-                    job.cancel()
-    errors = [job.exception() for job in jobs if not job.cancelled() and job.exception()]
-    own = [error for error in errors if not isinstance(error, _StoppedError)]
-    if own and own[0] is not None:
-        raise own[0]
-
-
-class _StoppedError(LaminaError):
-    """Another thread failed, or the user asked to stop."""
 
 
 def fetch(
@@ -180,7 +144,7 @@ def fetch_one(
                     if writer.size < item.size or not item.size:
                         for piece in source.blob(item, offset=writer.size):
                             if stop.is_set():
-                                raise _StoppedError("stopped")
+                                raise StoppedError("stopped")
                             writer.write(piece)
                             tell(len(piece))
                 finally:
@@ -311,7 +275,7 @@ class _Sending:
 
         def tell(count: int) -> None:
             if stop.is_set():
-                raise _StoppedError("stopped")
+                raise StoppedError("stopped")
             self.counter.add(count)
 
         tell(0)

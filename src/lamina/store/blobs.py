@@ -118,7 +118,10 @@ class BlobStore:
 
         Raises MissingBlobError, CorruptBlobError, StoreError when it is larger than `limit` bytes.
         """
-        with _missing_if_absent(digest), self._blob_path(digest).open("rb") as handle:
+        path = self._blob_path(digest)
+        if path.exists() and not path.is_file():  # a pipe would be read for ever
+            raise _corrupt(digest)
+        with _missing_if_absent(digest), path.open("rb") as handle:
             size = os.fstat(handle.fileno()).st_size
             if size > limit:
                 raise StoreError(f"blob {digest} has {size} bytes, at most {limit} are read here")
@@ -136,6 +139,8 @@ class BlobStore:
         path = self._blob_path(digest)
         with _missing_if_absent(digest):
             state = _state(path)
+            if not path.is_file():
+                raise _corrupt(digest)
             if self._verified.get(digest) != state:
                 if digest_file(path) != digest:
                     raise _corrupt(digest)

@@ -9,6 +9,7 @@
 ```
 """
 
+import errno
 from pathlib import Path
 
 from lamina.core.errors import StoreError
@@ -22,6 +23,7 @@ from lamina.store.strict import parse_strictly
 
 LAYOUT_FILE = "oci-layout"
 LAYOUT_VERSION = "1.0.0"
+_MARKER_BYTES = 4096
 _OURS = {"blobs", "index.json", "cache", "runs", LOCK_FILE}
 
 
@@ -85,7 +87,10 @@ class Store(ObjectStore):
         """Whether the marker is there. Raises StoreError for a version that we don't read."""
         marker = self.root / LAYOUT_FILE
         try:
-            data = marker.read_bytes()
+            if marker.exists() and not marker.is_file():
+                raise OSError(errno.EINVAL, "it is no file")
+            with marker.open("rb") as handle:
+                data = handle.read(_MARKER_BYTES)
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:

@@ -11,6 +11,7 @@ validated as a whole and then replaces the old one atomically. An entry's kinds:
 import contextlib
 import difflib
 import enum
+import errno
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -111,12 +112,19 @@ class RefStore(ManifestStore):
 
         `annotations` are added to those that the entry has. Raises MissingBlobError.
         """
+        return self.add_roots({target: annotations or {}})[0]
+
+    def add_roots(self, targets: Mapping[Descriptor, Mapping[str, str]]) -> tuple[Descriptor, ...]:
+        """The same for several, each with its annotations, in one step."""
         with self._editing() as draft:
-            old = draft.root(target.digest)
-            entry = self._entry(target, {**(_notes(old) if old else {}), **(annotations or {})})
-            if entry != old:
-                draft.put(entry)
-        return bare(entry)
+            entries = []
+            for target, annotations in targets.items():
+                old = draft.root(target.digest)
+                entry = self._entry(target, {**(_notes(old) if old else {}), **annotations})
+                if entry != old:
+                    draft.put(entry)
+                entries.append(bare(entry))
+        return tuple(entries)
 
     def remove_root(self, digest: str) -> bool:
         """Stop keeping an unnamed manifest (or evidence) for its own sake; False if none was."""
@@ -184,6 +192,8 @@ class RefStore(ManifestStore):
     def _index(self) -> ImageIndex:
         """`index.json`, parsed again only when its bytes changed."""
         try:
+            if self.index_path.exists() and not self.index_path.is_file():
+                raise OSError(errno.EINVAL, "it is no file")
             with self.index_path.open("rb") as handle:
                 data = handle.read(INDEX_LIMIT + 1)
         except OSError as error:

@@ -1,0 +1,266 @@
+"""`lamina push STACK hf:org/name` and `lamina pull hf:org/name`: stacks to and from the Hub.
+
+What others' tools read (one PEFT adapter of all layers, a model card) lies in the repository's
+root, what lamina restores (the stack itself, its layers, its evidence) under `lamina/`: one commit
+holds both, and the adapter is loaded back by PEFT and compared before anything is sent.
+"""
+
+import contextlib
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lamina.bases import hub as bases_hub
+from lamina.bases.hub import HubRepo
+from lamina.bases.quiet import quiet
+from lamina.core.digest import short
+from lamina.core.errors import CheckError, LayerError, ShareError, UsageError
+from lamina.core.files import TEMP_PREFIX
+from lamina.core.report import Reporter
+from lamina.core.sizes import size_text
+from lamina.flows.card import card
+from lamina.flows.preview import clean
+from lamina.flows.publish import Confirm, Landing, Taking, default_name
+from lamina.flows.withheld import check_withheld, say, travelling_data
+from lamina.lowrank import codec
+from lamina.share import hub
+from lamina.share.card import FILE as CARD
+from lamina.share.hub import Content, HubPlace, HubSource, Upload
+from lamina.share.parcel import Parcel, parcel_of
+from lamina.stack.resolve import ResolvedStack, resolve
+from lamina.store.layout import Store
+
+_ADAPTER = (codec.CONFIG_FILE, codec.WEIGHTS_FILE)
+
+
+def push(
+    store: Store,
+    text: str,
+    place: HubPlace,
+    reporter: Reporter,
+    *,
+    with_base: bool = False,
+    private: bool = False,
+    message: str | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Send a stack to a branch of a repository, made where it is not there; one commit, or none.
+
+    Says what of the data goes along before anything does. What the branch has already is not sent
+    again; evidence that others put there about the same objects stays.
+    Raises UsageError for a bare base, private data, a repository of something else, or one that is
+    open where `private` was asked for; CheckError when PEFT loads another model; ShareError.
+    """
+    stack = resolve(store, text)
+    if not stack.layers:
+        raise UsageError(
+            f"{text} is a bare base: nothing of it is lamina's to publish",
+            hint="name a stack with a layer; a base is pulled from where it comes from",
+        )
+    store.put_stack(stack.config.base, stack.config.layers)
+    parcel = parcel_of(store, stack.digest, with_base=with_base)
+    check_withheld(stack, parcel)
+    place.branch  # noqa: B018 - refuses a commit before anything is computed
+    repo = place.look_if_there()
+    if repo is not None and private and not repo.private:
+        raise UsageError(
+            f"{place} is open to everybody, and --private does not change that",
+            hint="make it private on its page first, or push to a new repository",
+        )
+    with _work_folder(store) as work:
+        files, certificate = _files(store, stack, parcel, place, work, reporter)
+        upload = _planned(store, parcel, place, repo, files, work)
+        data = travelling_data(stack, parcel)
+        for row in data:
+            reporter.say(f"goes along of {say(row)}")
+        found = {
+            "stack": stack.digest,
+            "repo": place.repo,
+            "branch": place.branch,
+            "files": len(upload.files),
+            "bytes": upload.bytes,
+            "unchanged": len(upload.unchanged),
+            "removed": len(upload.removed),
+            "parity": certificate["parity"],
+            "data": data,
+            "dry_run": dry_run,
+        }
+        if dry_run:
+            return {**found, "commit": upload.parent}
+        note = message or f"{stack.label}: stack {short(stack.digest)}, by lamina"
+        commit = hub.send(upload, note, private=private, progress=_progress(reporter))
+    return {**found, "commit": commit, "changed": commit != upload.parent}
+
+
+def pull(
+    store: Store,
+    place: HubPlace,
+    reporter: Reporter,
+    landing: Landing,
+    *,
+    on: str | None = None,
+    confirm: Confirm | None = None,
+    licence: str | None = None,
+) -> dict[str, Any]:
+    """Bring a stack here from a repository at one commit, shown first, checked on arrival.
+
+    A repository that lamina did not make is taken as a PEFT adapter over the stack that `on` means,
+    under its own licence where none is given. Pickles are never fetched.
+    Raises UsageError, LayerError, CheckError, GateError, CorruptBlobError, BaseError, ShareError.
+    """
+    repo = place.look()
+    at = f"hf:{repo.name}@{repo.commit}"
+    if not hub.is_stack(repo):
+        return _adopt(store, place, repo, reporter, landing, on, confirm, licence)
+    if on is not None:
+        raise UsageError(
+            f"{place} is a stack and stands on its own base",
+            hint="leave --on out; `lamina rebase` carries a pulled stack to other parents",
+        )
+    with _work_folder(store) as work, quiet():
+        source = HubSource(repo, work, place, _progress(reporter))
+        taking = Taking(store, source, at, reporter)
+        found = taking.take(source.root.digest, landing, repo.name, confirm)
+    if landing.dry_run:
+        return found
+    return {**found, "commit": repo.commit, "received": taking.moved.bytes + source.fetched}
+
+
+def _adopt(
+    store: Store,
+    place: HubPlace,
+    repo: HubRepo,
+    reporter: Reporter,
+    landing: Landing,
+    on: str | None,
+    confirm: Confirm | None,
+    licence: str | None,
+) -> dict[str, Any]:
+    """A PEFT adapter that another tool pushed becomes a layer."""
+    from lamina.flows.adapters import import_peft
+
+    at = f"hf:{repo.name}@{repo.commit}"
+    _check_adapter(repo, at)
+    size = sum(repo.sizes.get(name, 0) for name in _ADAPTER)
+    shown = {"from": at, "kind": "adapter", "licence": repo.licence, "bytes": size, "over": on}
+    text = (
+        f"{at} is a PEFT adapter that lamina did not make, {size_text(size)}: no lineage, no "
+        f"exams; licence {clean(repo.licence) if repo.licence else 'not stated'}"
+    )
+    if landing.dry_run:
+        return {"pulled": None, "preview": shown, "text": text}
+    if on is None:
+        raise UsageError(
+            f"{place} is an adapter that lamina did not make: over what does it go?",
+            hint=f"name the stack that it was trained over: lamina pull {place} --on STACK",
+        )
+    if confirm is not None and not confirm(text):
+        raise CheckError("nothing was pulled")
+    with _work_folder(store) as work:
+        folder = bases_hub.download(
+            repo,
+            work,
+            endpoint=place.endpoint,
+            progress=_progress(reporter),
+            wanted=_ADAPTER,
+            raises=ShareError,
+        )
+        found = import_peft(
+            store,
+            folder,
+            on,
+            landing.name or default_name(store, repo.name, None).name,
+            reporter,
+            licence=licence or repo.licence,
+            author=landing.author or repo.name.partition("/")[0],
+            override=landing.override,
+        )
+    base = resolve(store, on).config.base
+    return {
+        "pulled": at,
+        "preview": shown,
+        **found,
+        "base": base,
+        "commit": repo.commit,
+        "received": size,
+    }
+
+
+def _check_adapter(repo: HubRepo, at: str) -> None:
+    """Refuse what is no PEFT adapter in safetensors, by its file names alone."""
+    missing = [name for name in _ADAPTER if name not in repo.files]
+    if not missing:
+        return
+    pickles = [name for name in repo.files if codec.is_pickle(name)]
+    if codec.WEIGHTS_FILE in missing and pickles:
+        raise LayerError(
+            f"{at} has its weights only as pickles, which are never fetched",
+            faults=pickles,
+            hint="convert it where you trust it: save_pretrained(folder, safe_serialization=True)",
+        )
+    raise LayerError(
+        f"{at} is neither a stack that lamina pushed nor a PEFT adapter",
+        faults=[f"no {name}" for name in missing],
+        hint="a whole model is a base: lamina base pull hf:org/name",
+    )
+
+
+def _files(
+    store: Store,
+    stack: ResolvedStack,
+    parcel: Parcel,
+    place: HubPlace,
+    work: Path,
+    reporter: Reporter,
+) -> tuple[dict[str, Content], dict[str, Any]]:
+    """path -> content of all that the repository shall hold, and the adapter's certificate."""
+    from lamina.export.vllm import MAX_RANKS  # torch, PEFT
+    from lamina.flows.adapters import export
+
+    rank = sum(layer.config.rank for layer in stack.layers)
+    target = "vllm" if rank <= MAX_RANKS[-1] else "peft"  # one rank throughout suits every reader
+    adapter, exact = work / "adapter", f"@{stack.digest.removeprefix('sha256:')}"
+    made = export(store, exact, adapter, target, reporter)
+    certificate = {key: value for key, value in made.items() if key not in ("directory", "use")}
+    text = card(store, stack, "hub", certificate=certificate, where=place.repo)
+    (adapter / CARD).write_text(text, encoding="utf-8")
+    files: dict[str, Content] = {path.name: path for path in sorted(adapter.iterdir())}
+    return files, certificate
+
+
+def _planned(
+    store: Store,
+    parcel: Parcel,
+    place: HubPlace,
+    repo: HubRepo | None,
+    files: dict[str, Content],
+    work: Path,
+) -> Upload:
+    """What has to change in the repository."""
+    if repo is None or not hub.is_stack(repo):
+        return hub.plan(place, repo, {**files, **hub.layout(store, parcel)})
+    source = HubSource(repo, work / "there", place, lambda _: None)
+    others = hub.others_evidence(source, parcel)
+    kept = []
+    for item in others:
+        manifest = source.parse(item.digest)
+        kept += [item.digest, manifest.config.digest, *(blob.digest for blob in manifest.layers)]
+    paths = [hub.blob_file(digest) for digest in kept]
+    return hub.plan(place, repo, {**files, **hub.layout(store, parcel, others)}, paths)
+
+
+@contextlib.contextmanager
+def _work_folder(store: Store) -> Iterator[Path]:
+    """A folder that goes when the block ends; `lamina gc` sweeps what a kill leaves."""
+    folder = store.cache_dir / f"{TEMP_PREFIX}hub-{uuid.uuid4().hex[:12]}"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _progress(reporter: Reporter) -> hub.Progress:
+    return lambda text: reporter.event({"event": "pulling", "text": text})
