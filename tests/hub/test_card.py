@@ -28,6 +28,7 @@ from lamina.share.card_text import cell, code, one_line
 from lamina.stack.resolve import resolve
 from tests.flows.world import FIRST, learned
 from tests.stacks import BASE
+from tests.test_docs import faults, shown
 
 PARITY = {"parity": {"ok": True, "measure": "logits", "value": 1e-6, "limit": 1e-4}}
 FORMS = ("hub", "peft", "hf", "gguf", "gguf-lora", "ollama", "vllm", "mlx")
@@ -153,6 +154,14 @@ def test_one_licence_throughout_is_the_cards(store):
     assert under("apache-2.0", None, "apache-2.0") == ("other", "apache-2.0+not-stated")
     assert under("my-own", "my-own", "my-own") == ("other", "my-own")
     assert under(None, None, None) == (None, None)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_commands_of_a_card_are_the_programs(store, form):
+    card = render(facts_of(store), form)
+    lines = list(shown(card))
+    assert lines
+    assert {line: list(faults(line)) for line in lines} == {line: [] for line in lines}
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -25,9 +25,11 @@ from lamina.flows.preview import clean
 from lamina.flows.publish import Confirm, Landing, Taking, default_name
 from lamina.flows.withheld import check_withheld, say, travelling_data
 from lamina.lowrank import codec
-from lamina.share import hub
+from lamina.share import hub, hub_upload
 from lamina.share.card import FILE as CARD
-from lamina.share.hub import Content, HubPlace, HubSource, Upload
+from lamina.share.hub import HubPlace, Progress
+from lamina.share.hub_source import HubSource
+from lamina.share.hub_upload import Content, Upload
 from lamina.share.parcel import Parcel, parcel_of
 from lamina.stack.resolve import ResolvedStack, resolve
 from lamina.store.layout import Store
@@ -90,7 +92,7 @@ def push(
         if dry_run:
             return {**found, "commit": upload.parent}
         note = message or f"{stack.label}: stack {short(stack.digest)}, by lamina"
-        commit = hub.send(upload, note, private=private, progress=_progress(reporter))
+        commit = hub_upload.send(upload, note, private=private, progress=_progress(reporter))
     return {**found, "commit": commit, "changed": commit != upload.parent}
 
 
@@ -240,15 +242,15 @@ def _planned(
 ) -> Upload:
     """What has to change in the repository."""
     if repo is None or not hub.is_stack(repo):
-        return hub.plan(place, repo, {**files, **hub.layout(store, parcel)})
+        return hub_upload.plan(place, repo, files | hub_upload.layout(store, parcel))
     source = HubSource(repo, work / "there", place, lambda _: None)
-    others = hub.others_evidence(source, parcel)
+    others = hub_upload.others_evidence(source, parcel)
     kept = []
     for item in others:
         manifest = source.parse(item.digest)
         kept += [item.digest, manifest.config.digest, *(blob.digest for blob in manifest.layers)]
     paths = [hub.blob_file(digest) for digest in kept]
-    return hub.plan(place, repo, {**files, **hub.layout(store, parcel, others)}, paths)
+    return hub_upload.plan(place, repo, files | hub_upload.layout(store, parcel, others), paths)
 
 
 @contextlib.contextmanager
@@ -262,5 +264,5 @@ def _work_folder(store: Store) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _progress(reporter: Reporter) -> hub.Progress:
+def _progress(reporter: Reporter) -> Progress:
     return lambda text: reporter.event({"event": "pulling", "text": text})
