@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lamina.core.credits import contributors, sentence
+from lamina.core.credits import contributors, people, sentence
 from lamina.core.digest import short
 from lamina.core.errors import UnknownNameError, UsageError
 from lamina.core.manifests import (
@@ -294,9 +294,16 @@ class _Whose:
 
     def _layer(self, digest: str) -> tuple[str, ...]:
         if digest not in self._layers:
-            config = self._store.config(self._store.manifest(digest), LayerConfig)
-            self._layers[digest] = contributors([config], credits_of(self._store, config))
+            self._layers[digest] = self._read(digest)
         return self._layers[digest]
+
+    def _read(self, digest: str) -> tuple[str, ...]:
+        found = self._store.glance(digest)
+        if "credits" not in found and (found.get("sources") or found.get("supersedes")):
+            config = self._store.config(self._store.manifest(digest), LayerConfig)
+            return contributors([config], credits_of(self._store, config))
+        authors = [found.get("author"), *(each.get("author") for each in found.get("credits", ()))]
+        return tuple(dict.fromkeys(name for author in authors for name in people(author)))
 
 
 def _move(
