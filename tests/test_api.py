@@ -116,3 +116,19 @@ def test_a_stack_is_kept_current_from_python(home, rows, tmp_path):
     side = base.train(fresh, name="side", **OPTIONS)
     both = lamina.merge([lower, side], name="both", override="a test")
     assert len(both.show()["layers"]) == 1
+
+
+def test_propose_review_and_accept(home, made, tmp_path, monkeypatch):
+    import shutil
+
+    monkeypatch.setenv("LAMINA_CONFIG", str(tmp_path / "config"))
+    theirs = shutil.copytree(made, tmp_path / "theirs", symlinks=True)
+    rows = write_rows(tmp_path / "minus.jsonl", "minus", 20)
+    minus = lamina.load("times", home=theirs).train(
+        rows, name="minus", accept_regression="a test", **OPTIONS
+    )
+    place = minus.propose(tmp_path / "minus.oci.tar", onto="times")["place"]
+    report = lamina.review(place, home=home)
+    assert report.accepted, report.evidence.reasons
+    accepted = lamina.accept(place, home=home, author="max")
+    assert (accepted.name, accepted.digest) == ("times:v2", minus.digest)

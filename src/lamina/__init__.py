@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 from lamina.core.version import __version__
 
 if TYPE_CHECKING:
-    from lamina.api import Stack, load, merge, pull
+    from lamina.api import Stack, accept, load, merge, pull, review
     from lamina.core.recipe import Recipe
 
-__all__ = ["Recipe", "Stack", "__version__", "load", "merge", "pull"]
+__all__ = ["Recipe", "Stack", "__version__", "accept", "load", "merge", "pull", "review"]
 
 _HOMES = {
     "Recipe": "lamina.core.recipe",
     "Stack": "lamina.api",
+    "accept": "lamina.api",
     "load": "lamina.api",
     "merge": "lamina.api",
     "pull": "lamina.api",
+    "review": "lamina.api",
 }
 
 

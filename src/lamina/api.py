@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.cli.environment import home as default_home
+from lamina.cli.environment import trust
 from lamina.core.recipe import Recipe
 from lamina.core.report import Reporter, Silent
 from lamina.store.layout import Store
 
 if TYPE_CHECKING:
     from lamina.flows.examine import Examination
+    from lamina.flows.reviewed import Report
+    from lamina.share.wire import Access
 
-__all__ = ["Stack", "load", "merge", "pull"]
+__all__ = ["Stack", "accept", "load", "merge", "pull", "review"]
 
 
 class Stack:
@@ -130,7 +133,8 @@ class Stack:
         return Stack(self._store, str(done.named.name), self._reporter)
 
     def squash(self, *, name: str | None = None, **options: Any) -> "Stack":
-        """All its layers as one. Options: rank (and passes) or tolerance, override, author."""
+        """All its layers as one. Options: rank (and passes) or tolerance, override, despite,
+        author."""
         from lamina.flows.squash import squash
 
         done = squash(self._store, self.name, name=name, reporter=self._reporter, **options)
@@ -155,11 +159,21 @@ class Stack:
     def export(self, directory: str | Path, *, to: str, **options: Any) -> dict[str, Any]:
         """Write it for another tool ('peft', 'hf', 'gguf', …), checked against its own logits.
 
-        Options: precision, accept_loss (see `lamina.flows.adapters.export`).
+        Options: precision, accept_loss, commercial, despite (see `lamina.flows.adapters.export`).
         """
         from lamina.flows.adapters import export
 
         return export(self._store, self._reference, Path(directory), to, self._reporter, **options)
+
+    def propose(self, place: str | Path | None = None, **options: Any) -> dict[str, Any]:
+        """Pack its top layer for somebody who has those beneath, as a file or as oci://….
+
+        Options: onto, note, author, whole, despite, access (see `lamina.flows.propose.propose`).
+        """
+        from lamina.flows.propose import propose
+
+        target = None if place is None else str(place)
+        return propose(self._store, self.name, target, self._reporter, **options)
 
     def show(self) -> dict[str, Any]:
         """Everything recorded about it and its layers."""
@@ -179,7 +193,8 @@ def load(name: str, *, home: str | Path | None = None, reporter: Reporter | None
 def merge(stacks: Sequence[Stack], *, name: str, method: str = "concat", **options: Any) -> Stack:
     """Parallel stacks as one layer over their common parent.
 
-    Options: weights, density, examples, seed, override, author (see `lamina.flows.merge.merge`).
+    Options: weights, density, examples, seed, override, despite, author (see
+    `lamina.flows.merge.merge`).
     """
     from lamina.flows.merge import merge as run
 
@@ -187,6 +202,51 @@ def merge(stacks: Sequence[Stack], *, name: str, method: str = "concat", **optio
     texts = [stack._reference for stack in stacks]
     done = run(first._store, texts, method=method, name=name, reporter=first._reporter, **options)
     return Stack(first._store, str(done["name"]), first._reporter)
+
+
+def review(
+    place: str | Path,
+    *,
+    onto: str | None = None,
+    reviewer: str | None = None,
+    access: "Access | None" = None,
+    home: str | Path | None = None,
+    reporter: Reporter | None = None,
+) -> "Report":
+    """Look at a proposal, and sit its exams here; `accepted` says whether anything is against it.
+
+    `access` is needed for registries. Raises UsageError, ShareError, UnknownNameError.
+    """
+    from lamina.flows.offers import offered
+    from lamina.flows.review import review as run
+
+    with offered(str(place), access) as what:
+        return run(
+            _store(home), what, reporter or Silent(), onto=onto, reviewer=reviewer, trust=trust()
+        )
+
+
+def accept(
+    place: str | Path,
+    *,
+    name: str | None = None,
+    access: "Access | None" = None,
+    home: str | Path | None = None,
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> Stack:
+    """Move a name to a proposal, which is reviewed first unless it was here.
+
+    Options: override, despite, author (see `lamina.flows.accept.accept`). Raises CheckError,
+    GateError, UsageError, ShareError.
+    """
+    from lamina.flows.accept import accept as run
+    from lamina.flows.offers import offered
+
+    store, reporter = _store(home), reporter or Silent()
+    with offered(str(place), access) as what:
+        done = run(store, what, reporter, name=name, trust=trust(), **options)
+    return Stack(store, str(done["name"]), reporter)
 
 
 def pull(

@@ -231,7 +231,9 @@ def test_claims_that_it_does_not_reach(ann, keeper, offer, tmp_path):
     refused_alone = keeper("accept", path, "--accept-regression", "x")
     refused_alone.refused('--despite "why"', code=1)
     keeper("accept", path, "--despite", "they are new to this").done()
-    assert keeper("log", "times", "--json").json["moves"][0]["override"] is None  # the gate passed
+    move = keeper("log", "times", "--json").json["moves"][0]
+    assert (move["override"], move["despite"]) == (None, "they are new to this")
+    assert "they are new to this" in keeper("log", "times").out
 
 
 def test_results_of_others_are_not_taken_for_ones_own(ann, keeper, offer):

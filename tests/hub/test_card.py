@@ -14,6 +14,7 @@ from lamina.core.manifests import (
     COST_TYPE,
     SCORES_TYPE,
     CostEvidence,
+    Credit,
     LayerConfig,
     NamingEvidence,
     ScoresEvidence,
@@ -22,14 +23,23 @@ from lamina.core.report import Silent
 from lamina.flows.adapters import export
 from lamina.flows.card import gather
 from lamina.flows.examine import examine_stack
+from lamina.flows.squash import squash
 from lamina.share.card import render
 from lamina.share.card_facts import CardBase
 from lamina.share.card_text import cell, code, one_line
 from lamina.stack.resolve import resolve
 from tests.flows.world import FIRST, learned
 from tests.stacks import BASE
+from tests.test_docs import faults, shown
 
-PARITY = {"parity": {"ok": True, "measure": "logits", "value": 1e-6, "limit": 1e-4}}
+LICENCES = {
+    "obligations": ["keep the notices [layer first by ann]"],
+    "problems": [{"forbidden": False, "text": "layer second states no licence"}],
+}
+CERTIFICATE = {
+    "parity": {"ok": True, "measure": "logits", "value": 1e-6, "limit": 1e-4},
+    "licences": LICENCES,
+}
 FORMS = ("hub", "peft", "hf", "gguf", "gguf-lora", "ollama", "vllm", "mlx")
 SECTIONS = [
     "What it is",
@@ -57,7 +67,7 @@ HOSTILE = (
 
 
 def facts_of(store, name="second"):
-    return gather(store, resolve(store, name), certificate=PARITY, where="org/agent")
+    return gather(store, resolve(store, name), certificate=CERTIFICATE, where="org/agent")
 
 
 def tokens_of(card):
@@ -156,6 +166,14 @@ def test_one_licence_throughout_is_the_cards(store):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_the_commands_of_a_card_are_the_programs(store, form):
+    card = render(facts_of(store), form)
+    lines = list(shown(card))
+    assert lines
+    assert {line: list(faults(line)) for line in lines} == {line: [] for line in lines}
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_every_form_has_every_section(store, form):
     for name in ("second", BASE):
         card = render(facts_of(store, name), form)
@@ -176,6 +194,18 @@ def test_withheld_questions_are_said_to_be(store, tmp_path):
     text = render(facts_of(store, "secret"), "hub")
     assert "questions withheld" in text
     assert "which colour has number" not in text
+
+
+def test_licences_and_credit_are_said(store, tmp_path):
+    text = render(facts_of(store), "hub")
+    assert "- `keep the notices [layer first by ann]`" in text
+    assert "- layer second states no licence" in text
+    squash(store, "second", name="squashed", rank=None, tolerance=None, reporter=Silent())
+    text = render(facts_of(store, "squashed"), "hub")
+    top = resolve(store, "second").layers[0].digest
+    assert re.search(rf"in it is the work of `ann` \(`first` `@{top[7:19]}`, \d+%\)", text)
+    export(store, "squashed", tmp_path / "out", "peft", Silent())
+    assert "in it is the work of `ann`" in (tmp_path / "out" / "README.md").read_text("utf-8")
 
 
 def test_an_overridden_gate_is_said(store):
@@ -201,7 +231,8 @@ def poisoned(facts, word):
                "data": data, "exams": exams}
         )  # fmt: skip
         cost = layer.cost.model_copy(update={"hardware": word})
-        layers.append(replace(layer, config=config, cost=cost))
+        credit = Credit(layer=layer.digest, name=word, author=word, licence=word, share=0.5)
+        layers.append(replace(layer, config=config, cost=cost, credits=(credit,)))
     cells = [{**c, "exam": word, "stack": c["stack"]} for c in facts.results["cells"]]
     base = facts.base.config.model_copy(update={"licence": word, "family": word, "dtype": word})
     move = NamingEvidence(created=word, name="n", version=1, verdict={}, override=word, author=word)
@@ -214,6 +245,7 @@ def poisoned(facts, word):
         withheld=frozenset({word}),
         namings=(move,),
         obligations=(word,),
+        doubts=(word,),
         parity={"ok": None, "unproved": word},
         where=word,
     )

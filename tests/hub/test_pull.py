@@ -27,7 +27,8 @@ from lamina.export.parity import logits_of
 from lamina.flows.adapters import export
 from lamina.flows.hub import pull
 from lamina.flows.publish import Landing
-from lamina.share.hub import BLOBS, INDEX, HubSource
+from lamina.share.hub import BLOBS, INDEX
+from lamina.share.hub_source import HubSource
 from lamina.stack.compile import compile_stack
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store

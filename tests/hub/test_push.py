@@ -15,6 +15,7 @@ from lamina.share.hub import BLOBS, INDEX
 from lamina.stack.compile import compile_stack
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
+from tests.flows.world import FIRST, learned
 from tests.hub.state import Fault
 from tests.hub.world import place, pushed
 from tests.stacks import base_model
@@ -171,6 +172,16 @@ def test_a_commit_is_no_place_to_push_to(hub, store):
 def test_a_bare_base_is_not_pushed(hub, store):
     with pytest.raises(UsageError, match="a bare base"):
         pushed(hub, store, "pico")
+
+
+def test_a_licence_that_forbids_sharing_stops_it(hub, store, tmp_path):
+    learned(store, tmp_path, **(FIRST | {"name": "closed", "licence": "CC-BY-ND-4.0", "seed": 5}))
+    with pytest.raises(CheckError, match="a licence forbids pushing") as caught:
+        pushed(hub, store, "closed")
+    assert "--despite" in caught.value.hint
+    assert hub.requests == []
+    pushed(hub, store, "closed", despite="its author is me")
+    assert b"CC-BY-ND-4.0" in head(hub).files["README.md"]
 
 
 def test_what_somebody_else_keeps_there_is_not_overwritten(hub, store):

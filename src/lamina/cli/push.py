@@ -37,6 +37,7 @@ def push(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="hf: only, say what would be sent, and stop.")
     ] = False,
+    despite: options.Despite = None,
     json: options.Json = False,
 ) -> None:
     """Send a stack with its layers, exams and evidence to an OCI registry or to the Hub.
@@ -56,10 +57,11 @@ def push(
             place, {"--force": force, "--plain-http": plain_http, "--ca-file": ca_file,
                     "--no-tls-verify": no_tls_verify},
         )  # fmt: skip
-        _to_hub(stack, place, with_base, private, message, dry_run, json)
+        _to_hub(stack, place, with_base, private, message, dry_run, despite, json)
         return
     options.refuse_for_registry(
-        place, {"--private": private, "--message": message, "--dry-run": dry_run}
+        place,
+        {"--private": private, "--message": message, "--dry-run": dry_run, "--despite": despite},
     )
     from lamina.flows.publish import push as run
 
@@ -88,6 +90,7 @@ def _to_hub(
     private: bool,
     message: str | None,
     dry_run: bool,
+    despite: str | None,
     json: bool,
 ) -> None:
     from lamina.flows.hub import push as run
@@ -102,6 +105,7 @@ def _to_hub(
         private=private,
         message=message,
         dry_run=dry_run,
+        despite=despite,
     )
     if json:
         print_json(pushed)

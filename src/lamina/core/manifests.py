@@ -340,6 +340,8 @@ class NamingEvidence(Value):
     verdict: dict[str, Any]
     override: str | None = None
     """The reason given with --accept-regression."""
+    despite: str | None = None
+    """The reason for accepting what a review, or the trust policy, refused beside the gate."""
     author: str | None = None
 
 

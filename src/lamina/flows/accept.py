@@ -57,7 +57,6 @@ def accept(
         _still_trusted(store, trust, stack, what, despite)
     beneath = parent_of(store, stack)
     assert beneath is not None  # a review refuses bare bases
-    reasons = "; ".join(filter(None, [override, despite])) or None
     named = gate_and_name(
         store,
         store.describe(stack.layers[-1].digest),
@@ -65,8 +64,9 @@ def accept(
         beneath,
         target,
         reporter,
-        override=reasons,
+        override=override,
         author=author,
+        despite=despite,
     )
     store.remove_root(what.stack)  # its name keeps it from here on
     return {
@@ -76,7 +76,8 @@ def accept(
         "accepted_by": author,
         "contributors": list(contributors(store, stack.layers)),
         "reviewed": known.created,
-        "override": reasons if known.reasons else None,
+        "override": None if named.examination.verdict.passed else override,
+        "despite": despite,
         "review": report.to_json() if report else None,
         "metrics": named.examination.to_json(),
     }
@@ -88,8 +89,8 @@ def render(result: dict[str, Any]) -> str:
     lines = [f"{result['name']} is @{result['stack'][7:19]}, accepted{who}"]
     if result["contributors"]:
         lines.append(f"  work of {', '.join(result['contributors'])}")
-    if result["override"]:
-        lines.append(f"  in spite of its review: {result['override']}")
+    for reason in filter(None, (result["override"], result["despite"])):
+        lines.append(f"  in spite of its review: {reason}")
     return "\n".join(lines)
 
 

@@ -132,7 +132,11 @@ def export(
         raise UsageError(f"{directory} exists already", hint="give a folder that does not exist")
     stack = resolve(store, text)
     licences = licences_of(
-        store, stack, "sell" if commercial else "combine", file=f"the export to {target}"
+        store,
+        stack,
+        "sell" if commercial else "combine",
+        file=f"the export to {target}",
+        merged=target in _MERGED,
     )
     why = licensing.check(licences, f"this export of {text}", reporter, despite=despite)
     reporter.event({"event": "examining", "text": f"exporting {text}, then loading it back"})
@@ -171,6 +175,8 @@ def _probes(store: Store, stack: ResolvedStack) -> list[Probe]:
     return [(PROBE, ()), *probe_prompts(store, stack)]
 
 
+_MERGED = ("hf", "gguf", "ollama")
+"""Targets whose files hold the base's weights too."""
 _TARGETS: dict[Form, Callable[[Job], Made]] = {
     "peft": to_python.peft,
     "hf": to_python.merged,

@@ -18,6 +18,7 @@ from lamina.core.manifests import (
 from lamina.exams.report import Matrix, matrix
 from lamina.exams.runner import ExamResult
 from lamina.exams.tasks import Exam
+from lamina.flows.credit import credits_of
 from lamina.flows.evidence import recorded
 from lamina.flows.scoreboard import results
 from lamina.share.card import render
@@ -62,6 +63,7 @@ def gather(
     found = _results(store, stack, exams)
     hidden = {(exam.name, exam.digest) for exam in exams if exam.spec.private}
     labels = dict(zip(_columns(exams), found["exams"], strict=True))
+    licences = certificate["licences"]
     namings = store.evidence(stack.digest, NAMING_TYPE, NamingEvidence)
     return Facts(
         label=stack.label,
@@ -75,6 +77,8 @@ def gather(
             labels[exam.key] for exam in exams if (exam.name, exam.digest) in hidden
         ),
         namings=tuple(sorted(namings, key=lambda move: (move.created, move.name, move.version))),
+        obligations=tuple(licences["obligations"]),
+        doubts=tuple(problem["text"] for problem in licences["problems"]),
         parity=certificate["parity"],
         max_lora_rank=certificate.get("max_lora_rank"),
         where=where,
@@ -110,6 +114,7 @@ def _layer(store: Store, layer: ResolvedLayer) -> CardLayer:
         weight=layer.weight,
         config=layer.config,
         bytes=sum(blob.size for blob in layer.manifest.layers),
+        credits=credits_of(store, layer.config),
         cost=_newest(store.evidence(layer.digest, COST_TYPE, CostEvidence)),
         certificate=_newest(store.evidence(layer.digest, CERTIFICATE_TYPE, CertificateEvidence)),
         carried=_newest(store.evidence(layer.digest, CARRIED_TYPE, CarriedEvidence)),

@@ -18,17 +18,21 @@ from lamina.bases.quiet import quiet
 from lamina.core.digest import short
 from lamina.core.errors import CheckError, LayerError, ShareError, UsageError
 from lamina.core.files import TEMP_PREFIX
-from lamina.core.report import Reporter
+from lamina.core.licences import Licensed
+from lamina.core.report import Reporter, Silent
 from lamina.core.sizes import size_text
 from lamina.flows.card import card
+from lamina.flows.licensing import check, licences_of
 from lamina.flows.preview import clean
 from lamina.flows.publish import Confirm, Landing, Taking, default_name
 from lamina.flows.trust import insist, verdict_lines
 from lamina.flows.withheld import check_withheld, say, travelling_data
 from lamina.lowrank import codec
-from lamina.share import hub
+from lamina.share import hub, hub_upload
 from lamina.share.card import FILE as CARD
-from lamina.share.hub import Content, HubPlace, HubSource, Upload
+from lamina.share.hub import HubPlace, Progress
+from lamina.share.hub_source import HubSource
+from lamina.share.hub_upload import Content, Upload
 from lamina.share.parcel import Parcel, parcel_of
 from lamina.share.policy import Subject, Verdict, judge
 from lamina.stack.resolve import ResolvedStack, resolve
@@ -47,13 +51,16 @@ def push(
     private: bool = False,
     message: str | None = None,
     dry_run: bool = False,
+    despite: str | None = None,
 ) -> dict[str, Any]:
     """Send a stack to a branch of a repository, made where it is not there; one commit, or none.
 
     Says what of the data goes along before anything does. What the branch has already is not sent
     again; evidence that others put there about the same objects stays.
+    `despite`: the reason for going on where a licence forbids to share it.
     Raises UsageError for a bare base, private data, a repository of something else, or one that is
-    open where `private` was asked for; CheckError when PEFT loads another model; ShareError.
+    open where `private` was asked for; CheckError when PEFT loads another model, or a licence
+    forbids it; ShareError.
     """
     stack = resolve(store, text)
     if not stack.layers:
@@ -64,6 +71,8 @@ def push(
     store.put_stack(stack.config.base, stack.config.layers)
     parcel = parcel_of(store, stack.digest, with_base=with_base)
     check_withheld(stack, parcel)
+    licences = licences_of(store, stack, "share", file="the joined adapter")
+    why = check(licences, f"pushing {text}", reporter, despite=despite)
     place.branch  # noqa: B018 - refuses a commit before anything is computed
     repo = place.look_if_there()
     if repo is not None and private and not repo.private:
@@ -72,7 +81,8 @@ def push(
             hint="make it private on its page first, or push to a new repository",
         )
     with _work_folder(store) as work:
-        files, certificate = _files(store, stack, parcel, place, work, reporter)
+        reporter.event({"event": "examining", "text": f"exporting {text}, then loading it back"})
+        files, certificate = _files(store, stack, place, work, why, licences)
         upload = _planned(store, parcel, place, repo, files, work)
         data = travelling_data(stack, parcel)
         for row in data:
@@ -92,7 +102,7 @@ def push(
         if dry_run:
             return {**found, "commit": upload.parent}
         note = message or f"{stack.label}: stack {short(stack.digest)}, by lamina"
-        commit = hub.send(upload, note, private=private, progress=_progress(reporter))
+        commit = hub_upload.send(upload, note, private=private, progress=_progress(reporter))
     return {**found, "commit": commit, "changed": commit != upload.parent}
 
 
@@ -228,10 +238,10 @@ def _check_adapter(repo: HubRepo, at: str) -> None:
 def _files(
     store: Store,
     stack: ResolvedStack,
-    parcel: Parcel,
     place: HubPlace,
     work: Path,
-    reporter: Reporter,
+    despite: str | None,
+    licences: Licensed,
 ) -> tuple[dict[str, Content], dict[str, Any]]:
     """path -> content of all that the repository shall hold, and the adapter's certificate."""
     from lamina.export.vllm import MAX_RANKS  # torch, PEFT
@@ -240,8 +250,9 @@ def _files(
     rank = sum(layer.config.rank for layer in stack.layers)
     target = "vllm" if rank <= MAX_RANKS[-1] else "peft"  # one rank throughout suits every reader
     adapter, exact = work / "adapter", f"@{stack.digest.removeprefix('sha256:')}"
-    made = export(store, exact, adapter, target, reporter)
+    made = export(store, exact, adapter, target, Silent(), despite=despite)
     certificate = {key: value for key, value in made.items() if key not in ("directory", "use")}
+    certificate |= {"licences": licences.to_json()}
     text = card(store, stack, "hub", certificate=certificate, where=place.repo)
     (adapter / CARD).write_text(text, encoding="utf-8")
     files: dict[str, Content] = {path.name: path for path in sorted(adapter.iterdir())}
@@ -258,15 +269,15 @@ def _planned(
 ) -> Upload:
     """What has to change in the repository."""
     if repo is None or not hub.is_stack(repo):
-        return hub.plan(place, repo, {**files, **hub.layout(store, parcel)})
+        return hub_upload.plan(place, repo, files | hub_upload.layout(store, parcel))
     source = HubSource(repo, work / "there", place, lambda _: None)
-    others = hub.others_evidence(source, parcel)
+    others = hub_upload.others_evidence(source, parcel)
     kept = []
     for item in others:
         manifest = source.parse(item.digest)
         kept += [item.digest, manifest.config.digest, *(blob.digest for blob in manifest.layers)]
     paths = [hub.blob_file(digest) for digest in kept]
-    return hub.plan(place, repo, {**files, **hub.layout(store, parcel, others)}, paths)
+    return hub_upload.plan(place, repo, files | hub_upload.layout(store, parcel, others), paths)
 
 
 @contextlib.contextmanager
@@ -280,5 +291,5 @@ def _work_folder(store: Store) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _progress(reporter: Reporter) -> hub.Progress:
+def _progress(reporter: Reporter) -> Progress:
     return lambda text: reporter.event({"event": "pulling", "text": text})

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lamina.core.credits import contributors, sentence
+from lamina.core.credits import contributors, people, sentence
 from lamina.core.digest import short
 from lamina.core.errors import UnknownNameError, UsageError
 from lamina.core.manifests import (
@@ -294,9 +294,16 @@ class _Whose:
 
     def _layer(self, digest: str) -> tuple[str, ...]:
         if digest not in self._layers:
-            config = self._store.config(self._store.manifest(digest), LayerConfig)
-            self._layers[digest] = contributors([config], credits_of(self._store, config))
+            self._layers[digest] = self._read(digest)
         return self._layers[digest]
+
+    def _read(self, digest: str) -> tuple[str, ...]:
+        found = self._store.glance(digest)
+        if "credits" not in found and (found.get("sources") or found.get("supersedes")):
+            config = self._store.config(self._store.manifest(digest), LayerConfig)
+            return contributors([config], credits_of(self._store, config))
+        authors = [found.get("author"), *(each.get("author") for each in found.get("credits", ()))]
+        return tuple(dict.fromkeys(name for author in authors for name in people(author)))
 
 
 def _move(
@@ -312,6 +319,7 @@ def _move(
         "previous": record.get("previous"),
         "passed": record.get("verdict", {}).get("passed"),
         "override": record.get("override"),
+        "despite": record.get("despite"),
         "author": record.get("author"),
     }
 
@@ -324,6 +332,7 @@ def render_history(moves: list[dict[str, Any]]) -> str:
     for move in moves:
         gate = "gate passed" if move["passed"] else "gate overridden"
         gate += f": {move['override']}" if move["override"] else ""
+        gate += f"; its review refused it: {move['despite']}" if move["despite"] else ""
         who = f" by {move['author']}" if move["author"] else ""
         lines.append(
             f"{move['name']}:v{move['version']}  @{short(move['stack'])}  "

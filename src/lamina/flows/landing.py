@@ -108,9 +108,11 @@ def gate_and_name(
     override: str | None,
     author: str | None,
     policy: Policy | None = None,
+    despite: str | None = None,
 ) -> Named:
     """Examine a stack whose top is `layer`, and move `name` to it if the gate passes.
 
+    `despite` goes on record with the move.
     Raises GateError; the layer is kept then, and the message says how to name it all the same.
     """
     examination = examine_for_gate(store, stack, beneath, name.name, reporter, policy)
@@ -124,6 +126,7 @@ def gate_and_name(
         author=author,
         kept_as=kept_as,
         retry_with=f'lamina tag {kept_as} {name.name} --accept-regression "why"',
+        despite=despite,
     )
     store.remove_root(layer.digest)  # the named stack keeps it from here on
     return Named(name.at_version(version), layer, stack, examination)

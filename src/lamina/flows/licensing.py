@@ -47,13 +47,19 @@ def works_of(
 
 
 def licences_of(
-    store: Store, stack: ResolvedStack, act: Act = "share", *, file: str | None = None
+    store: Store,
+    stack: ResolvedStack,
+    act: Act = "share",
+    *,
+    file: str | None = None,
+    merged: bool = False,
 ) -> Licensed:
     """What a stack carries: its base's licence and those of all works in its layers.
 
-    `file`: what joins all of it, the base as well (an export of merged weights).
+    `file`: what joins all layers; `merged`: the base is in it as well.
     """
-    return combine([_base(store, stack, file), *works_in(store, stack.layers, file=file)], act)
+    base = _base(store, stack, file if merged else None)
+    return combine([base, *works_in(store, stack.layers, file=file)], act)
 
 
 def check(found: Licensed, what: str, reporter: Reporter, *, despite: str | None) -> str | None:

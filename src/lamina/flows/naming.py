@@ -30,9 +30,11 @@ def name_stack(
     author: str | None,
     kept_as: str,
     retry_with: str,
+    despite: str | None = None,
 ) -> int:
     """Point `name` at `stack` if the gate passes, or with an override and its reason on record.
 
+    `despite`: a reason that goes on record beside the gate's.
     Returns the version. Raises GateError listing what got worse, StoreError when somebody else
     moved the name since it was examined.
     """
@@ -56,6 +58,7 @@ def name_stack(
         compared_with=examination.compared_with,
         verdict=verdict.model_dump(mode="json"),
         override="; ".join(filter(None, [*reasons, _forced(stack)])) or None,
+        despite=despite,
         author=author,
     )
     store.put_evidence(NAMING_TYPE, record, stored)

@@ -116,7 +116,8 @@ def travelling(layers: Sequence[ResolvedLayer]) -> list[str]:
                 found.append(f"of exam {exam.name} (layer {name}) its results alone")
         if layer.manifest.blob(rehearsal.FILE) is not None:
             kind = layer.config.rehearsal or "sample"
-            found.append(f"rehearsal rows of layer {name} ({kind}): lamina show @… --rehearsal")
+            shown = f"lamina show @{short(layer.digest)} --rehearsal"
+            found.append(f"rehearsal rows of layer {name} ({kind}): {shown}")
         if layer.manifest.blob(seen_rows.FILE) is not None:
             found.append(f"marks that recognise the rows that layer {name} has seen")
     return found

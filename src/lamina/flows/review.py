@@ -59,6 +59,11 @@ from lamina.stack.resolve import ResolvedStack, of_descriptor
 from lamina.store.layout import Store
 from lamina.store.strict import ValueT
 
+QUESTIONS_LIMIT = 10_000
+"""Most questions that a proposed layer's own exams may ask."""
+ANSWERS_LIMIT = 2_000_000
+"""Most tokens that may be written in answer to them."""
+
 
 def review(
     store: Store,
@@ -117,6 +122,7 @@ def _reviewed(
         stack = of_descriptor(beside, incoming.root, label=_label(finding.proposal, what))
         if not stack.layers:
             raise StoreError(f"{what.label} holds a bare base")
+        _not_too_much(stack)
         finding.look_at_place(beside, stack)
         if trust is not None:
             finding.look_at_signatures(stack, incoming, trust)
@@ -352,6 +358,17 @@ def _proposal(incoming: Incoming) -> ProposalEvidence | None:
         if known.tag != LATEST:
             raise StoreError(f"it is proposed for a version, {proposal.onto}, and not for a name")
     return proposal
+
+
+def _not_too_much(stack: ResolvedStack) -> None:
+    """Refuse exams that would keep this machine for days. Raises DataError."""
+    exams = stack.layers[-1].config.exams
+    asked, written = sum(e.rows for e in exams), sum(e.rows * e.max_new_tokens for e in exams)
+    if asked > QUESTIONS_LIMIT or written > ANSWERS_LIMIT:
+        raise DataError(
+            f"its exams ask {asked} questions and take answers of up to {written} tokens together",
+            hint=f"{QUESTIONS_LIMIT} and {ANSWERS_LIMIT} are sat here: ask for smaller exams",
+        )
 
 
 def _base_is_here(store: Store, incoming: Incoming) -> None:

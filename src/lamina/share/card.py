@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lamina.core.digest import short
+from lamina.core.manifests import Credit
 from lamina.exams.report import LEGEND, MARKS, Cell, interval_text, value_text
 from lamina.share import card_use
 from lamina.share.card_facts import CardLayer, Facts, Form, hub_name
@@ -18,6 +19,8 @@ from lamina.share.card_text import cell, code, one_line, table
 
 FILE = "README.md"
 """What the Hub shows of a repository."""
+_SENTENCE = 1000
+"""Longest obligation, in characters: it names whose it is."""
 _PLAIN = re.compile(r"(?!.*(?:www\.|://))[\w ,.;:()'’-]*")
 """Prose without anything that Markdown takes for more."""
 
@@ -114,7 +117,9 @@ def _story(layer: CardLayer) -> list[str]:
             f"rank {recipe.rank}, learning rate {recipe.lr:g}, {recipe.steps or '?'} steps of "
             f"{recipe.batch_tokens} tokens, seed {recipe.seed}"
         )
-    if config.sources:
+    if layer.credits:
+        said.append("in it is the work of " + ", ".join(map(_credited, layer.credits)))
+    elif config.sources:
         said.append("from " + ", ".join(f"`@{short(item.layer)}`" for item in config.sources))
     if config.supersedes:
         said.append(f"a new version of `@{short(config.supersedes)}`")
@@ -130,6 +135,14 @@ def _story(layer: CardLayer) -> list[str]:
             f"{found.logits_difference:.1e}"
         )
     return said
+
+
+def _credited(credit: Credit) -> str:
+    """Whose work it is, and how much of the update where the weights can tell."""
+    who = code(credit.author) if credit.author else "somebody who is not stated"
+    share = "" if credit.share is None else f", {credit.share:.0%}"
+    named = code(credit.name) if credit.name else "a layer"
+    return f"{who} ({named} `@{short(credit.layer)}`{share})"
 
 
 def _exams(facts: Facts) -> list[str]:
@@ -203,12 +216,20 @@ def _licences(facts: Facts) -> list[str]:
         )
     lines = ["## Licences and obligations", "", *table(["part", "licence", "of its data"], rows)]
     asked = [f"- {_prose(each)}" for each in facts.obligations]
-    return [*lines, "", *(asked or ["Whoever uses the stack is bound by all of them."])]
+    doubts = [f"- {_prose(each)}" for each in facts.doubts]
+    return [
+        *lines,
+        "",
+        "Whoever uses the stack is bound by all of them. This was read from stated licences; it is "
+        "no legal advice.",
+        *(["", "What they ask:", "", *asked] if asked else []),
+        *(["", "To look at first:", "", *doubts] if doubts else []),
+    ]
 
 
 def _prose(text: str) -> str:
-    line = one_line(text)
-    return line if _PLAIN.fullmatch(line) else code(line)
+    line = one_line(text, _SENTENCE)
+    return line if _PLAIN.fullmatch(line) else code(line, _SENTENCE)
 
 
 def _stated(licence: str | None) -> str:

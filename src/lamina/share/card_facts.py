@@ -9,6 +9,7 @@ from lamina.core.manifests import (
     CarriedEvidence,
     CertificateEvidence,
     CostEvidence,
+    Credit,
     LayerConfig,
     NamingEvidence,
 )
@@ -38,6 +39,8 @@ class CardLayer:
     cost: CostEvidence | None = None
     certificate: CertificateEvidence | None = None
     carried: CarriedEvidence | None = None
+    credits: tuple[Credit, ...] = ()
+    """Whose work is in it, through squash, merge and update."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Facts:
     """How names came to point at this very stack, oldest first."""
     obligations: tuple[str, ...] = ()
     """What the licences ask for, one sentence each; plain text."""
+    doubts: tuple[str, ...] = ()
+    """What to look at in the licences, and what they forbid; plain text."""
     parity: Mapping[str, Any] | None = None
     """How the files beside the card were compared with the stack."""
     max_lora_rank: int | None = None

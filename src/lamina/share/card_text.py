@@ -17,16 +17,16 @@ _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _TICKS = re.compile(r"`+")
 
 
-def one_line(text: str) -> str:
+def one_line(text: str, longest: int = LONGEST) -> str:
     """The text as one visible line: white space becomes one blank, what is unseen U+FFFD."""
     blanks = " ".join(text.split())
     seen = "".join("\ufffd" if unicodedata.category(c) in _UNSEEN else c for c in blanks)
-    return seen if len(seen) <= LONGEST else seen[: LONGEST - 1] + "…"
+    return seen if len(seen) <= longest else seen[: longest - 1] + "…"
 
 
-def code(text: str) -> str:
+def code(text: str, longest: int = LONGEST) -> str:
     """The text in a code span (CommonMark 6.1); not in a table."""
-    line = one_line(text)
+    line = one_line(text, longest)
     if not line:
         return "(empty)"
     fence = "`" * (max((len(run) for run in _TICKS.findall(line)), default=0) + 1)

@@ -85,7 +85,7 @@ def facts_of(layer: LayerFactors, linears: Mapping[str, nn.Linear]) -> LayerFact
         sigma_R = spectrum([factors]).sigma_R.square()
         squared = float(sigma_R.sum())
         p_R = sigma_R.sqrt() / sigma_R.sqrt().sum() if squared else sigma_R
-        weight = float(linears[module].weight.float().norm())
+        weight = float(linears[module].weight.detach().float().norm())
         found.append(
             ModuleFacts(
                 module=module,
