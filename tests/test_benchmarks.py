@@ -31,6 +31,7 @@ KEYS = {
     "serve": {"many_vs_one", "bound_share", "http_share", "tokens_s"},
     "serve_load": {"clients", "answers", "lost", "crossed", "rss_growth"},
     "serve_zipf": {"first_new_s", "first_known_s", "gap_s", "rss_mb", "layers_evicted"},
+    "hub": {"pull_over_layer", "transfers", "faults", "corrupt"},
     "share": {"moved_over_layer", "push_vs_oras", "pull_vs_oras", "faults", "corrupt"},
     "squash": {"rel_error", "peak_over_factors", "seconds", "ship8_of_64"},
 }
@@ -47,7 +48,9 @@ def home(tmp_path):
     return tmp_path / "home"
 
 
-WITHOUT_DATA = {"export_parity", "gpu", "memory", "serve", "serve_load", "serve_zipf", "share"}
+WITHOUT_DATA = {
+    "export_parity", "gpu", "hub", "memory", "serve", "serve_load", "serve_zipf", "share",
+}  # fmt: skip
 
 
 @pytest.mark.slow

@@ -181,3 +181,15 @@ def test_a_layer_by_its_digest_is_pushed_as_the_stack_it_tops(hub, store):
     store.tag(Name("kept"), store.describe(resolve(store, "second").digest), expected=ANYTHING)
     found, _ = pushed(hub, store, f"@{top.digest[7:]}")
     assert found["stack"] == resolve(store, "second").digest
+
+
+def test_signatures_travel(hub, store, lamina, tmp_path):
+    config = {"LAMINA_CONFIG": str(tmp_path / "config")}
+    wait(lamina("key", "new", "--name", "ann@example.org", **config)).done()
+    wait(lamina("sign", "second", "--statement", "read", **config)).done()
+    wait(lamina("push", "second", "hf:org/agent", "--with-base")).done()
+    home = tmp_path / "elsewhere"
+    wait(lamina("pull", "hf:org/agent", "--as", "mine", home=home, **config)).done()
+    found = wait(lamina("verify", "mine", "--json", home=home, **config)).done().json
+    signed = [(each["name"], each["statement"]) for each in found["signatures"]]
+    assert signed == [("ann@example.org", "read")]

@@ -250,7 +250,8 @@ def _files(
     rank = sum(layer.config.rank for layer in stack.layers)
     target = "vllm" if rank <= MAX_RANKS[-1] else "peft"  # one rank throughout suits every reader
     adapter, exact = work / "adapter", f"@{stack.digest.removeprefix('sha256:')}"
-    made = export(store, exact, adapter, target, Silent(), despite=despite)
+    with quiet():
+        made = export(store, exact, adapter, target, Silent(), despite=despite)
     certificate = {key: value for key, value in made.items() if key not in ("directory", "use")}
     certificate |= {"licences": licences.to_json()}
     text = card(store, stack, "hub", certificate=certificate, where=place.repo)
