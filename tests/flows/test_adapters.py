@@ -109,7 +109,7 @@ def test_pickles_are_never_opened(store, tmp_path):
     (folder / codec.CONFIG_FILE).unlink()
     with pytest.raises(LayerError, match=r"no adapter_config\.json"):
         take_in(store, folder)
-    with pytest.raises(LayerError, match="there is no .*nowhere"):
+    with pytest.raises(LayerError, match=r"there is no .*nowhere"):
         take_in(store, tmp_path / "nowhere")
 
 

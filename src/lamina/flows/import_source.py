@@ -51,10 +51,10 @@ def known_as(source: str) -> frozenset[str]:
     for part in source.split(" + "):
         plain = re.sub(r"^(?:hf|pypi|file|directory):", "", part.strip())
         last = re.split(r"@|==| sha256:", plain)[0].rstrip("/").rpartition("/")[2].lower()
-        names.add(_PACKED.split(last)[0].removesuffix(".gguf"))
+        names |= {last, _PACKED.split(last)[0].removesuffix(".gguf")}
     for alias, found in ALIASES.items():
-        wheels = {wheel.distribution for wheel in found.parts}
-        hub_name = (found.hub or "").rpartition("/")[2].lower()
-        if names & {alias, hub_name, *wheels}:
-            names |= {alias, hub_name}
+        # not by the alias itself: others give that name to models that are not tuned to chat
+        hub_name = (found.hub or alias).rpartition("/")[2].lower()
+        if names & {hub_name, *(wheel.distribution for wheel in found.parts)}:
+            names.add(hub_name)
     return frozenset(names - {""})

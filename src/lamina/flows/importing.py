@@ -27,7 +27,7 @@ from lamina.flows.import_source import known_as, located, work_folder
 from lamina.flows.landing import adapter_blobs, gate_and_name, land
 from lamina.flows.naming import new_name
 from lamina.imports import checkpoint, gguf_lora, kohya, mlx, peft
-from lamina.imports.adapter import Adapter
+from lamina.imports.adapter import WORDS, Adapter
 from lamina.imports.base import Beneath, beneath
 from lamina.imports.detect import detect, parse_kind
 from lamina.imports.place import How, Placed, place
@@ -86,7 +86,7 @@ def take_in(store: Store, request: Request, reporter: Reporter) -> dict[str, Any
             stack.base_config.quantised,
         )
         adapter = _read(kind, path, base, Path(temporary))
-        reporter.say(f"{path.name} is {_WORDS[kind]}")
+        reporter.say(f"{path.name}: a {WORDS[kind]}")
         for note in (*adapter.notes, *_about_base(adapter, stack)):
             reporter.say(note)
         placed = place(adapter, base, how, _progress(reporter, kind))
@@ -96,15 +96,6 @@ def take_in(store: Store, request: Request, reporter: Reporter) -> dict[str, Any
         done = _land(store, request, stack, adapter, placed, proof, name, reporter, began)
     shutil.rmtree(work_folder(store, request.source), ignore_errors=True)
     return done
-
-
-_WORDS: dict[ImportKind, str] = {
-    "peft": "a PEFT adapter",
-    "checkpoint": "a whole model: its difference to the stack becomes a layer",
-    "gguf-lora": "a GGUF LoRA",
-    "kohya": "a LoRA with kohya's or diffusers' names",
-    "mlx": "an mlx-lm adapter",
-}
 
 
 def _how(request: Request) -> How:
@@ -130,7 +121,7 @@ def _read(kind: ImportKind, path: Path, base: Beneath, work: Path) -> Adapter:
     folder = work / path.stem
     folder.mkdir()
     write_gguf(path, folder)
-    adapter = checkpoint.read(folder, base)
+    adapter = checkpoint.read(folder, base, of_gguf=True)
     return Adapter(
         kind="checkpoint",
         files=(path,),

@@ -13,6 +13,14 @@ MERGE_FIRST = (
     "merge it with the tool that made it (peft: merge_and_unload), and import the merged checkpoint"
 )
 """The way out for whatever is no low-rank sum."""
+WORDS: dict[ImportKind, str] = {
+    "peft": "PEFT adapter",
+    "checkpoint": "whole model",
+    "gguf-lora": "GGUF LoRA",
+    "kohya": "LoRA with kohya's or diffusers' names",
+    "mlx": "mlx-lm adapter",
+}
+"""What each kind is called."""
 _SHOWN = 160
 
 

@@ -79,9 +79,16 @@ def beneath(directory: Path, layers: Sequence[LayerFactors], packed: str | None)
 
 
 def same_numbers(found: Tensor, own: Tensor) -> bool:
-    """Whether two tensors are one, up to the dtype that either was stored in."""
+    """Whether two tensors are one, up to the dtypes that either was stored in.
+
+    GGUF files hold float16, of which bases are made in bfloat16.
+    """
     if found.shape != own.shape:
         return False
     if not (found.is_floating_point() and own.is_floating_point()):
         return torch.equal(found, own)
-    return torch.equal(found.to(own.dtype), own) or torch.equal(found, own.to(found.dtype))
+    return (
+        torch.equal(found.to(own.dtype), own)
+        or torch.equal(found, own.to(found.dtype))
+        or torch.equal(found, own.half().to(found.dtype))
+    )

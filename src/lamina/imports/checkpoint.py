@@ -3,6 +3,7 @@
 Every tensor is whole; `place` takes the difference to the stack where it is a linear's.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,26 @@ _NO_MEANING = frozenset(
 """Keys of a config.json that change no product of the model."""
 _MOVED = frozenset({"rope_theta", "rope_scaling", "rope_parameters"})
 """Keys that versions of transformers write in different places."""
+_IN_GGUF = frozenset(
+    {
+        "head_dim",
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "rms_norm_eps",
+    }
+)
+"""Keys that a configuration made from a GGUF file has from the file; others may be defaults."""
 _IGNORED = ("rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
 
 
-def read(path: Path, base: Beneath) -> Adapter:
-    """Read a model's folder or its one safetensors file. Raises LayerError with every fault."""
+def read(path: Path, base: Beneath, *, of_gguf: bool = False) -> Adapter:
+    """Read a model's folder or its one safetensors file. `of_gguf`: a folder made from a GGUF.
+
+    Raises LayerError with every fault.
+    """
     files = weight_files(path) if path.is_dir() else (path,)
     rest: dict[str, Stored] = {}
     faults, notes = [], []
@@ -61,9 +77,9 @@ def read(path: Path, base: Beneath) -> Adapter:
     made_on = None
     if path.is_dir() and (path / CONFIG).is_file():
         config = json_of(path / CONFIG)
-        faults += _config_faults(config, base.config)
+        faults += _config_faults(config, base.config, of_gguf=of_gguf)
         made_on = text_in(config, "_name_or_path")
-        notes += _other_files(path, base.directory)
+        notes += [] if of_gguf else _other_files(path, base.directory)
     if faults:
         raise LayerError(
             f"{shown(path.name)} is no whole model of the base's architecture", faults=faults
@@ -99,7 +115,9 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     return tuple(found)
 
 
-def _config_faults(config: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+def _config_faults(
+    config: Mapping[str, Any], own: Mapping[str, Any], *, of_gguf: bool
+) -> list[str]:
     """What of the architecture differs, so that a difference of weights would mean nothing."""
     if "quantization_config" in config:
         return ["its weights are packed: dequantise them with the tool that packed them"]
@@ -109,14 +127,22 @@ def _config_faults(config: Mapping[str, Any], own: Mapping[str, Any]) -> list[st
     flat = {**config, **inner} if isinstance(inner, dict) else config
     if inner is None and flat.get("model_type") != own.get("model_type"):
         return [f"model_type is {flat.get('model_type')!r}, the base's {own.get('model_type')!r}"]
+    compared = set(flat) & set(own) - _NO_MEANING - {"model_type"}
     faults = []
-    for key in sorted(set(flat) & set(own) - _NO_MEANING - {"model_type"}):
+    for key in sorted(compared & _IN_GGUF if of_gguf else compared):
         mine, theirs = own[key], flat[key]
         if key in _MOVED and (mine is None or theirs is None or type(mine) is not type(theirs)):
             continue
-        if mine != theirs and not (mine is None or theirs is None):
+        if not (mine is None or theirs is None or _equal(mine, theirs)):
             faults.append(f"{key} is {theirs!r}, the base's {mine!r}")
     return faults
+
+
+def _equal(mine: Any, theirs: Any) -> bool:
+    """Equal values; GGUF holds numbers in float32."""
+    if isinstance(mine, float) and isinstance(theirs, int | float):
+        return math.isclose(mine, theirs, rel_tol=1e-6)
+    return bool(mine == theirs)
 
 
 def _other_files(folder: Path, own: Path) -> list[str]:

@@ -237,7 +237,7 @@ def _write_reference(
 
     A stranger's config is not handed on whole: it can name expressions and modules to import.
     """
-    names = {module: base.linears.find(module) or module for module in adapter.pairs}
+    names = {module: _own(module, base) for module in adapter.pairs}
     tensors, saved, biases = {}, set(), False
     for module, pair in adapter.pairs.items():
         stem = PREFIX + names[module]
@@ -251,8 +251,9 @@ def _write_reference(
     for name, tensor in adapter.rest.items():
         own = base.tensors.find(name) or name
         module, _, leaf = own.rpartition(".")
-        if leaf == "bias" and module in adapted:
-            tensors[f"{PREFIX}{module}.base_layer.bias"], biases = tensor.read(), True
+        if module in adapted:
+            tensors[f"{PREFIX}{module}.base_layer.{leaf}"] = tensor.read()
+            biases = biases or leaf == "bias"
             continue
         tensors[PREFIX + own] = tensor.read()
         saved.add(module)
@@ -276,3 +277,9 @@ def _write_reference(
     (folder / CONFIG_FILE).write_text(json.dumps(kept), encoding="utf-8")
     whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
     safetensors.torch.save_file(whole, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def _own(module: str, base: Beneath) -> str:
+    """The base's name of a module, linears of the decoder or not."""
+    found = base.linears.find(module) or base.tensors.find(f"{module}.weight") or module
+    return found.removesuffix(".weight")

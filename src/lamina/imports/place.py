@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lamina.core.errors import LayerError
-from lamina.imports.adapter import MERGE_FIRST, Adapter, Pair, Stored, shown
+from lamina.imports.adapter import MERGE_FIRST, WORDS, Adapter, Pair, Stored, shown
 from lamina.imports.base import Beneath, same_numbers
 from lamina.lowrank.codec import MAX_RANK
 from lamina.lowrank.maths import Factors, concat
@@ -107,7 +107,7 @@ def place(
     factors = {module: _joined(terms) for module, terms in sorted(work.terms.items())}
     if not factors:
         raise LayerError(
-            f"{adapter.kind}: nothing of it differs from the stack",
+            f"nothing of the {WORDS[adapter.kind]} differs from the stack",
             hint="it is the same model, or its difference is rounding (--rank N keeps it)",
         )
     return Placed(
@@ -244,7 +244,9 @@ def _take_whole(name: str, stored: Stored, work: _Work) -> None:
         work.refuse(name, "differs from the base's, and is no linear of the decoder")
     else:
         delta_OI = found.double() - work.base.weight(module)
-        _take_difference(module, delta_OI, rounding(found), work)
+        # over layers, tuning began from weights that had been rounded once already
+        times = 2 if work.base.terms(module) else 1
+        _take_difference(module, delta_OI, rounding(found) * math.sqrt(times), work)
 
 
 def _take_difference(module: str, delta_OI: Tensor, error: float, work: _Work) -> None:
@@ -268,7 +270,7 @@ def _joined(terms: list[Factors]) -> Factors:
 def _raise(adapter: Adapter, work: _Work) -> None:
     if work.faults:
         raise LayerError(
-            f"the {adapter.kind} cannot be used as a layer over this stack",
+            f"the {WORDS[adapter.kind]} cannot be used as a layer over this stack",
             faults=work.faults,
             hint=_hint(adapter, work),
         )
