@@ -75,14 +75,26 @@ def test_rounding_is_told_from_signal(dtype):
     update = size * low_rank(96, 64, 4)
     merged = (weight.double() + update).to(dtype)
     delta = merged.double() - weight.double()
-    error = rounding(merged)
-    noise = (delta - update).norm() / (96 * 64) ** 0.5
-    assert error == pytest.approx(float(noise), rel=0.15)
-    found = nearest(delta, error=error)
+    noise = rounding(merged)
+    assert noise.norm == pytest.approx(float((delta - update).norm()), rel=0.15)
+    assert torch.linalg.svdvals(delta - update)[0] < noise.edge < 1.5 * noise.norm
+    found = nearest(delta, noise=noise)
     assert found.rank == 4
     assert found.noise == pytest.approx(found.discarded, rel=0.2)
     assert (product(found) - update).norm() < found.discarded  # nearer to the truth than the file
-    assert nearest(delta - update, error=error).factors is None
+    assert nearest(delta - update, noise=noise).factors is None
+
+
+def test_rows_and_columns_of_large_weights_raise_the_edge():
+    """Trained weights have some, whose rounding is as much larger."""
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(96, 64, generator=generator) * 0.05
+    weight[3] *= 40
+    weight[:, 7] *= 40
+    update = 1e-4 * low_rank(96, 64, 4)
+    merged = (weight.double() + update).float()
+    found = nearest(merged.double() - weight.double(), noise=rounding(merged))
+    assert found.rank == 4
 
 
 def test_no_more_numbers_than_the_matrix_has():

@@ -14,7 +14,7 @@ from lamina.bases.shards import INDEX
 from lamina.core.errors import LayerError
 from lamina.imports.adapter import Adapter, Stored, shown
 from lamina.imports.base import Beneath
-from lamina.imports.files import json_of, tensors_of, text_in
+from lamina.imports.files import base_named, json_of, tensors_of
 from lamina.imports.names import unwrapped
 
 _NO_MEANING = frozenset(
@@ -78,7 +78,7 @@ def read(path: Path, base: Beneath, *, of_gguf: bool = False) -> Adapter:
     if path.is_dir() and (path / CONFIG).is_file():
         config = json_of(path / CONFIG)
         faults += _config_faults(config, base.config, of_gguf=of_gguf)
-        made_on = text_in(config, "_name_or_path")
+        made_on = base_named(config, "_name_or_path")
         notes += [] if of_gguf else _other_files(path, base.directory)
     if faults:
         raise LayerError(

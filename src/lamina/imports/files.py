@@ -1,6 +1,7 @@
 """Safetensors and JSON from strangers: headers checked before anything is read, no pickle."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,15 @@ def refuse_pickle(path: Path) -> None:
         )
     if not path.is_file():
         raise LayerError(f"there is no file {path}")
+
+
+def base_named(found: Mapping[str, Any], *keys: str) -> str | None:
+    """What a file calls the base that it was made on; of a path on somebody's machine the last
+    part only."""
+    text = text_in(found, *keys)
+    if text is None or not re.match(r"[/\\~.]|[A-Za-z]:[/\\]", text):
+        return text
+    return re.split(r"[/\\]", text.rstrip("/\\"))[-1] or None
 
 
 def text_in(found: Mapping[str, Any], *keys: str) -> str | None:

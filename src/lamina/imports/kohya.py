@@ -15,7 +15,7 @@ from pathlib import Path
 from lamina.core.errors import LayerError
 from lamina.imports.adapter import MERGE_FIRST, Adapter, Pair, Stored, shown
 from lamina.imports.base import Beneath
-from lamina.imports.files import metadata_of, tensors_of, text_in
+from lamina.imports.files import base_named, metadata_of, tensors_of, text_in
 from lamina.imports.names import unwrapped
 
 PART = re.compile(
@@ -68,7 +68,7 @@ def read(path: Path, base: Beneath) -> Adapter:
         files=(path,),
         pairs=pairs,
         rest={},
-        made_on=text_in(said, "ss_sd_model_name", "modelspec.base_model", "ss_base_model_version"),
+        made_on=base_named(said, "ss_sd_model_name", "modelspec.base_model"),
         licence=text_in(said, "modelspec.license"),
         author=text_in(said, "modelspec.author"),
     )

@@ -14,7 +14,7 @@ from lamina.bases.folder import readme_licence
 from lamina.core.errors import LayerError
 from lamina.imports.adapter import MERGE_FIRST, Adapter, Pair, Stored, shown
 from lamina.imports.base import Beneath
-from lamina.imports.files import json_of, tensors_of, text_in
+from lamina.imports.files import base_named, json_of, tensors_of
 from lamina.imports.names import unwrapped
 
 WEIGHTS_FILE = "adapters.safetensors"
@@ -56,7 +56,7 @@ def read(folder: Path, base: Beneath) -> Adapter:
         files=(folder / CONFIG_FILE, folder / WEIGHTS_FILE),
         pairs=pairs,
         rest={},
-        made_on=text_in(config, "model"),
+        made_on=base_named(config, "model"),
         licence=readme_licence(folder),
     )
 

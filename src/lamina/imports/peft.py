@@ -20,7 +20,7 @@ from lamina.bases.folder import readme_licence
 from lamina.core.errors import LayerError
 from lamina.imports.adapter import MERGE_FIRST, Adapter, Pair, Stored, shown
 from lamina.imports.base import Beneath
-from lamina.imports.files import json_of, tensors_of, text_in
+from lamina.imports.files import base_named, json_of, tensors_of
 from lamina.imports.names import unwrapped
 from lamina.imports.patterns import compiled, pattern_faults, selects, value_for
 from lamina.lowrank.codec import CONFIG_FILE, PREFIX, WEIGHTS_FILE
@@ -66,7 +66,7 @@ def read(folder: Path, base: Beneath) -> Adapter:
         faults += _selection_faults(config, pairs, base)
     if faults:
         raise LayerError(f"{shown(folder.name)} cannot be used as a layer", faults=faults)
-    made_on = text_in(config, "base_model_name_or_path")
+    made_on = base_named(config, "base_model_name_or_path")
     adapter = Adapter(
         kind="peft",
         files=(folder / CONFIG_FILE, weights),

@@ -17,7 +17,7 @@ from lamina.imports.adapter import MERGE_FIRST, WORDS, Adapter, Pair, Stored, sh
 from lamina.imports.base import Beneath, same_numbers
 from lamina.lowrank.codec import MAX_RANK
 from lamina.lowrank.maths import Factors, concat
-from lamina.lowrank.nearest import Nearest, dora, nearest, rounding
+from lamina.lowrank.nearest import Nearest, Noise, dora, nearest, rounding
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def _fold_dora(module: str, factors: Factors, magnitude: Tensor, work: _Work) ->
     except LayerError as error:
         work.faults.append(f"{module}: {error.message}")
         return
-    _take_difference(module, delta_OI, 0.0, work)
+    _take_difference(module, delta_OI, None, work)
 
 
 def _take_whole(name: str, stored: Stored, work: _Work) -> None:
@@ -246,11 +246,11 @@ def _take_whole(name: str, stored: Stored, work: _Work) -> None:
         delta_OI = found.double() - work.base.weight(module)
         # over layers, tuning began from weights that had been rounded once already
         times = 2 if work.base.terms(module) else 1
-        _take_difference(module, delta_OI, rounding(found) * math.sqrt(times), work)
+        _take_difference(module, delta_OI, rounding(found).times(math.sqrt(times)), work)
 
 
-def _take_difference(module: str, delta_OI: Tensor, error: float, work: _Work) -> None:
-    found = nearest(delta_OI, rank=work.how.rank, tolerance=work.how.tolerance, error=error)
+def _take_difference(module: str, delta_OI: Tensor, noise: Noise | None, work: _Work) -> None:
+    found = nearest(delta_OI, rank=work.how.rank, tolerance=work.how.tolerance, noise=noise)
     if found.norm == 0.0:
         work.equal.append(f"{module}.weight")
         return

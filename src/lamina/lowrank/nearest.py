@@ -2,10 +2,10 @@
 
 Truncating the singular value decomposition leaves the nearest matrix of that rank in the Frobenius
 norm (Eckart and Young, Psychometrika 1 (1936) 211). A weight that was stored in a narrow dtype
-carries rounding noise, which is of full rank: independent entries of standard deviation e have
-no singular value above e (sqrt(O) + sqrt(I) + t), but with a chance of 2 exp(-t^2 / 2) (Davidson
-and Szarek 2001, theorem 2.13). What lies above that edge is signal; what lies below is not kept
-unless it is asked for.
+carries rounding noise, which is of full rank: the largest singular value of independent entries of
+standard deviations b_ij is about max_i |b_i.| + max_j |b_.j| at most, or a few max b_ij above that
+(Bandeira and van Handel, arXiv:1408.6185). What lies above that edge is signal; what lies below is
+not kept unless it is asked for.
 """
 
 import math
@@ -26,7 +26,7 @@ _NUMERICAL = 1e-7
 """Singular values below this share of the largest are rounding of the decomposition."""
 _OVERSAMPLE, _POWER = 16, 4
 _SURE = 4.0
-"""t of the edge: one matrix of noise in 1,500 reaches above it."""
+"""Largest b_ij that the edge is put higher by: noise gets there with a chance of exp(-8)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,14 +53,31 @@ class Nearest:
         return self.discarded / self.norm if self.norm else 0.0
 
 
-def rounding(weight: Tensor) -> float:
-    """Root mean square error that rounding to `weight`'s dtype has left on each element.
+@dataclass(frozen=True)
+class Noise:
+    """What rounding does to a matrix."""
 
-    ulp / sqrt(12) for each, ulp = eps 2^floor(log2 |w|).
+    norm: float = 0.0
+    """Expected Frobenius norm."""
+    edge: float = 0.0
+    """What its singular values stay below."""
+
+    def times(self, factor: float) -> "Noise":
+        """Noise that is `factor` times as strong."""
+        return Noise(self.norm * factor, self.edge * factor)
+
+
+def rounding(weight_OI: Tensor) -> Noise:
+    """What rounding to `weight_OI`'s dtype has added to it.
+
+    Variance of each element: ulp^2 / 12, ulp = eps 2^floor(log2 |w|).
     """
-    _, exponent = torch.frexp(weight.float())
-    ulp = torch.finfo(weight.dtype).eps * torch.exp2(exponent.double() - 1)
-    return float((ulp.square().mean() / 12).sqrt())
+    _, exponent_OI = torch.frexp(weight_OI.float())
+    ulp_OI = torch.finfo(weight_OI.dtype).eps * torch.exp2(exponent_OI.double() - 1)
+    variance_OI = ulp_OI.square_().div_(12)
+    rows, columns = (float(variance_OI.sum(dim).max()) for dim in (1, 0))
+    edge = math.sqrt(rows) + math.sqrt(columns) + _SURE * math.sqrt(float(variance_OI.max()))
+    return Noise(math.sqrt(float(variance_OI.sum())), edge)
 
 
 def nearest(
@@ -68,13 +85,13 @@ def nearest(
     *,
     rank: int | None = None,
     tolerance: float | None = None,
-    error: float = 0.0,
+    noise: Noise | None = None,
 ) -> Nearest:
     """The low-rank update nearest to `delta_OI` (O, I), computed in float64 (float32 if large).
 
     `rank`: at most that many singular values. `tolerance`: as few as leave out at most this share
-    of the Frobenius norm. Neither: those above the edge of noise whose elements have the standard
-    deviation `error`, at most MOST, and never more than save numbers over the full matrix.
+    of the Frobenius norm. Neither: those above the edge of `noise`, at most
+    MOST, and never more than save numbers over the full matrix.
     Mutates nothing. Raises LayerError for numbers that are not finite, or limits out of range.
     """
     if rank is not None and rank < 1:
@@ -83,14 +100,13 @@ def nearest(
         raise LayerError(f"tolerance {tolerance} is not between 0 and 1")
     rows, columns = delta_OI.shape
     if rows > columns:
-        return _turned(nearest(delta_OI.T, rank=rank, tolerance=tolerance, error=error))
+        return _turned(nearest(delta_OI.T, rank=rank, tolerance=tolerance, noise=noise))
     norm = float(delta_OI.double().norm())
     if not math.isfinite(norm):
         raise LayerError("numbers that are not finite")
-    noise = error * math.sqrt(rows * columns)
+    known = noise or Noise()
     if norm == 0.0:
-        return Nearest(None, 0.0, 0.0, noise)
-    edge = error * (math.sqrt(rows) + math.sqrt(columns) + _SURE)
+        return Nearest(None, 0.0, 0.0, known.norm)
     most = rows
     if rank is not None:
         most = min(most, rank)
@@ -102,9 +118,9 @@ def nearest(
         left_K = (norm**2 - sigma_K.square().cumsum(0)).clamp(min=0).sqrt()
         kept = min(kept, int((left_K > tolerance * norm).sum()) + 1)
     elif rank is None:
-        kept = min(kept, int((sigma_K > edge).sum()))
+        kept = min(kept, int((sigma_K > known.edge).sum()))
     if kept == 0:
-        return Nearest(None, norm, norm, noise)
+        return Nearest(None, norm, norm, known.norm)
     u_OR = u_OK[:, :kept]
     projected_RI = u_OR.T @ delta_OI.to(u_OR.dtype)
     discarded = float((delta_OI.double() - (u_OR @ projected_RI).double()).norm())
@@ -114,7 +130,7 @@ def nearest(
         (u_OR * root_R).float().contiguous(),
         1.0,
     )
-    return Nearest(factors, norm, discarded, noise)
+    return Nearest(factors, norm, discarded, known.norm)
 
 
 def _decomposed(
