@@ -2,13 +2,17 @@
 
 import json
 import re
+import sys
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
 import torch
 
 from lamina.core.errors import LayerError
+from lamina.core.report import Silent
 from lamina.export.parity import logits_of
+from lamina.flows.bases import pull
 from lamina.flows.inventory import describe, render
 from lamina.lowrank import codec
 from lamina.stack.resolve import resolve
@@ -390,3 +394,60 @@ def test_added_tokens_are_refused_whatever_is_asked(store, tmp_path):
     rewrite(folder, tensors={"base_model.model.model.embed_tokens.weight": torch.ones(390, 32)})
     with pytest.raises(LayerError, match="were tokens added"):
         taken(store, folder, ignore_rest=True)
+
+
+def test_the_same_import_is_the_same_layer(store, tmp_path):
+    folder = saved(trained(store), tmp_path / "a")
+    first, again = taken(store, folder), taken(store, folder)
+    assert (first["layer"], first["name"]) == (again["layer"], again["name"])
+
+
+def test_targets_by_full_names_of_a_file_without_the_model(store, tmp_path):
+    names = [f"model.layers.{n}.self_attn.q_proj" for n in (0, 1)]
+    wrapped = trained(store, target_modules=names)
+    folder = saved(wrapped, tmp_path / "a")
+    rewrite(folder, keys=lambda k: k.replace("base_model.model.model.", "base_model.model."))
+    check(store, wrapped, folder)
+
+
+def test_without_peft_it_says_that_nothing_is_proved(store, tmp_path, monkeypatch):
+    wrapped = trained(store)
+    folder = saved(wrapped, tmp_path / "a")
+    theirs = logits_of(wrapped, PROMPTS)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    done = taken(store, folder)
+    assert (done["parity"], done["logits_difference"]) == (None, None)
+    assert "NOT PROVED" in done["said"]
+    same(logits(store), theirs)
+
+
+def test_another_reading_is_not_stored(store, tmp_path, monkeypatch):
+    """Were our reading not PEFT's, nothing would land."""
+    from lamina.core.errors import CheckError
+    from lamina.imports import peft as reader
+
+    folder = saved(trained(store, use_rslora=True, strength=0.5), tmp_path / "a")
+    pairs = reader._pairs
+
+    def wrong(*given):
+        return {name: replace(pair, scale=pair.scale / 2) for name, pair in pairs(*given).items()}
+
+    monkeypatch.setattr(reader, "_pairs", wrong)
+    before = contents(store)
+    with pytest.raises(CheckError, match="not what its source computes"):
+        taken(store, folder)
+    assert contents(store) == before
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_over_a_packed_base(store, tmp_path, kind):
+    pytest.importorskip({"nf4": "bitsandbytes", "int8": "compressed_tensors"}[kind])
+    pull(store, "pico", None, Silent(), quantise=kind)
+    wrapped = trained(store, use_dora=True, target_modules=["q_proj"])
+    folder = saved(wrapped, tmp_path / "dora")
+    with pytest.raises(LayerError, match="differences of weights are taken from plain ones"):
+        taken(store, folder, on=f"pico-{kind}", dora="fold")
+    done = taken(store, saved(trained(store), tmp_path / "a"), on=f"pico-{kind}")
+    assert f"NOT PROVED: the base is in {kind}" in done["said"]
+    found, plain = logits(store), logits(store, f"pico-{kind}")
+    assert difference(found, plain) > 1e-2

@@ -118,3 +118,17 @@ def test_nothing_and_nonsense():
 def test_dora_without_rows():
     with pytest.raises(LayerError, match="no direction"):
         dora(torch.zeros(2, 2).double(), torch.zeros(2, 2).double(), torch.ones(2))
+
+
+def test_changes_smaller_than_rounding_are_not_taken_for_noise():
+    """Weights on the dtype's grid, moved by less than a step: few move at all, and those count."""
+    generator = torch.Generator().manual_seed(6)
+    weight = (torch.randn(96, 64, generator=generator) * 0.05).bfloat16()
+    tuned = (weight.double() + 2e-5 * torch.randn(96, 64, generator=generator)).bfloat16()
+    delta = tuned.double() - weight.double()
+    noise = rounding(tuned)
+    assert 0 < delta.norm() < 0.5 * noise.norm
+    assert torch.linalg.svdvals(delta)[0] < noise.edge
+    found = nearest(delta, noise=noise)
+    assert found.rank == 38  # 96 x 64 / (96 + 64)
+    assert not found.cut

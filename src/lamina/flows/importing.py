@@ -27,7 +27,7 @@ from lamina.flows.import_source import known_as, located, work_folder
 from lamina.flows.landing import adapter_blobs, gate_and_name, land
 from lamina.flows.naming import new_name
 from lamina.imports import checkpoint, gguf_lora, kohya, mlx, peft
-from lamina.imports.adapter import WORDS, Adapter
+from lamina.imports.adapter import WORDS, Adapter, shown
 from lamina.imports.base import Beneath, beneath
 from lamina.imports.detect import detect, parse_kind
 from lamina.imports.place import How, Placed, place
@@ -43,6 +43,8 @@ _READERS: dict[ImportKind, Callable[[Path, Beneath], Adapter]] = {
     "mlx": mlx.read,
 }
 _SHOWN = 4
+_RECORDED = 200
+"""Most sentences of what was left out that a manifest holds."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def take_in(store: Store, request: Request, reporter: Reporter) -> dict[str, Any
             stack.base_config.quantised,
         )
         adapter = _read(kind, path, base, Path(temporary))
-        reporter.say(f"{path.name}: a {WORDS[kind]}")
+        reporter.say(f"{shown(path.resolve().name)}: a {WORDS[kind]}")
         for note in (*adapter.notes, *_about_base(adapter, stack)):
             reporter.say(note)
         placed = place(adapter, base, how, _progress(reporter, kind))
@@ -168,13 +170,27 @@ def _lines(adapter: Adapter, placed: Placed) -> list[str]:
             f"{placed.error:.1e} of the difference is lost (Frobenius), at most "
             f"{placed.nearest[worst].share:.1e} ({worst})"
         )
-        if placed.noise > 0:
-            chosen = "; singular values at its level were not kept" if placed.rounding else ""
-            lines.append(
-                f"rounding of the stored weights alone is about {placed.noise:.1e} of the "
-                f"difference{chosen}"
-            )
+        lines += _noise_lines(placed)
     return lines
+
+
+def _noise_lines(placed: Placed) -> list[str]:
+    if not placed.noise:
+        return []
+    cut = sum(part.cut for part in placed.nearest.values())
+    if not cut and placed.noise > 1:
+        return [
+            "most changes are smaller than the rounding of the stored weights, so that noise "
+            "cannot be told from them: --tolerance or --rank say how much is kept, and a "
+            "checkpoint in float32 would tell more"
+        ]
+    chosen = f"; singular values at its level were not kept in {cut} linears" if cut else ""
+    return [f"rounding of the stored weights is about {placed.noise:.1e} of the difference{chosen}"]
+
+
+def _recorded(items: tuple[str, ...]) -> tuple[str, ...]:
+    more = (f"and {len(items) - _RECORDED} more",) if len(items) > _RECORDED else ()
+    return items[:_RECORDED] + more
 
 
 def _some(items: tuple[str, ...]) -> str:
@@ -260,7 +276,7 @@ def _config(
             files=adapter.sources(),
             made_on=adapter.made_on,
             error=placed.error,
-            left_out=placed.left_out,
+            left_out=_recorded(placed.left_out),
         ),
     )
 

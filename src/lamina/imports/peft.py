@@ -189,19 +189,18 @@ def _selection_faults(
     config: Mapping[str, Any], pairs: Mapping[str, Pair], base: Beneath
 ) -> list[str]:
     """Modules with tensors that the config's targets leave out: PEFT would pass over them."""
-    modules = {module for module in pairs if base.linears.find(module) is not None}
-    chosen = selects(config.get("target_modules"), modules)
-    faults = []
-    if chosen is not None:
-        faults += [
-            f"{shown(module)}: has factors, but target_modules does not name it"
-            for module in sorted(modules - chosen)
-        ]
-    excluded = config.get("exclude_modules")
-    if excluded:
+    own = {module: base.linears.find(module) for module in pairs}
+    modules = {module for module, name in own.items() if name is not None}
+    faults = [
+        f"{shown(module)}: has factors, but target_modules does not name it"
+        for module in sorted(modules)
+        if not _named_by(config.get("target_modules"), (module, own[module]), otherwise=True)
+    ]
+    if config.get("exclude_modules"):
         faults += [
             f"{shown(module)}: has factors, but exclude_modules names it"
-            for module in sorted(selects(excluded, modules) or ())
+            for module in sorted(modules)
+            if _named_by(config["exclude_modules"], (module, own[module]), otherwise=False)
         ]
     layers = config.get("layers_to_transform")
     if layers is not None:
@@ -212,6 +211,13 @@ def _selection_faults(
             if layer_of(module) not in kept
         ]
     return faults
+
+
+def _named_by(targets: Any, names: tuple[str, str | None], *, otherwise: bool) -> bool:
+    """Whether PEFT's targets name a module by the file's name or the base's; `otherwise` where
+    they are an expression that is not evaluated."""
+    found = selects(targets, {name for name in names if name is not None})
+    return otherwise if found is None else bool(found)
 
 
 def _notes(config: Mapping[str, Any], keys: _Keys, made_on: str | None) -> list[str]:

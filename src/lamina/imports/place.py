@@ -42,8 +42,6 @@ class Placed:
     """What differs from the base and is not in the layer, one sentence each."""
     equal: tuple[str, ...]
     """Whole tensors that the base has too."""
-    rounding: bool = False
-    """Singular values at the level of the stored dtype's rounding were left out."""
 
     @property
     def error(self) -> float | None:
@@ -110,10 +108,7 @@ def place(
             f"nothing of the {WORDS[adapter.kind]} differs from the stack",
             hint="it is the same model, or its difference is rounding (--rank N keeps it)",
         )
-    return Placed(
-        factors, work.nearest, tuple(work.left_out), tuple(work.equal),
-        rounding=how.rank is None and how.tolerance is None,
-    )  # fmt: skip
+    return Placed(factors, work.nearest, tuple(work.left_out), tuple(work.equal))
 
 
 def _named(adapter: Adapter, work: _Work) -> dict[str, Pair]:

@@ -6,6 +6,10 @@ carries rounding noise, which is of full rank: the largest singular value of ind
 standard deviations b_ij is about max_i |b_i.| + max_j |b_.j| at most, or a few max b_ij above that
 (Bandeira and van Handel, arXiv:1408.6185). What lies above that edge is signal; what lies below is
 not kept unless it is asked for.
+
+A change that is smaller than the rounding of weights that were on the dtype's grid before is no
+such sum: most elements did not move at all. What is left then is smaller than noise would be, and
+is not taken for it.
 """
 
 import math
@@ -25,6 +29,8 @@ projections (Halko, Martinsson and Tropp, arXiv:0909.4061)."""
 _NUMERICAL = 1e-7
 """Singular values below this share of the largest are rounding of the decomposition."""
 _OVERSAMPLE, _POWER = 16, 4
+_NOISY = 0.5
+"""Share of the expected noise that a remainder must have to pass for noise."""
 _SURE = 4.0
 """Largest b_ij that the edge is put higher by: noise gets there with a chance of exp(-8)."""
 
@@ -41,6 +47,8 @@ class Nearest:
     """Frobenius norm of delta W - B A."""
     noise: float
     """Frobenius norm that rounding alone is expected to have."""
+    cut: bool = False
+    """Singular values were left out because they are of the size of rounding."""
 
     @property
     def rank(self) -> int:
@@ -90,8 +98,9 @@ def nearest(
     """The low-rank update nearest to `delta_OI` (O, I), computed in float64 (float32 if large).
 
     `rank`: at most that many singular values. `tolerance`: as few as leave out at most this share
-    of the Frobenius norm. Neither: those above the edge of `noise`, at most
-    MOST, and never more than save numbers over the full matrix.
+    of the Frobenius norm. Neither: those above the edge of `noise` where the
+    rest is as large as noise is, at most MOST, and never more than save numbers over the full
+    matrix.
     Mutates nothing. Raises LayerError for numbers that are not finite, or limits out of range.
     """
     if rank is not None and rank < 1:
@@ -117,10 +126,12 @@ def nearest(
     if tolerance is not None:
         left_K = (norm**2 - sigma_K.square().cumsum(0)).clamp(min=0).sqrt()
         kept = min(kept, int((left_K > tolerance * norm).sum()) + 1)
-    elif rank is None:
-        kept = min(kept, int((sigma_K > known.edge).sum()))
+    above = int((sigma_K[:kept] > known.edge).sum())
+    left = math.sqrt(max(0.0, norm**2 - float(sigma_K[:above].double().square().sum())))
+    cut = rank is None and tolerance is None and above < kept and left >= _NOISY * known.norm
+    kept = above if cut else kept
     if kept == 0:
-        return Nearest(None, norm, norm, known.norm)
+        return Nearest(None, norm, norm, known.norm, cut)
     u_OR = u_OK[:, :kept]
     projected_RI = u_OR.T @ delta_OI.to(u_OR.dtype)
     discarded = float((delta_OI.double() - (u_OR @ projected_RI).double()).norm())
@@ -130,7 +141,7 @@ def nearest(
         (u_OR * root_R).float().contiguous(),
         1.0,
     )
-    return Nearest(factors, norm, discarded, known.norm)
+    return Nearest(factors, norm, discarded, known.norm, cut)
 
 
 def _decomposed(
