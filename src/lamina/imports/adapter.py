@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lamina.core.digest import digest_file
 from lamina.core.manifests import ImportedFile, ImportKind
+from lamina.core.plain import shown_in_line
 
 MERGE_FIRST = (
     "merge it with the tool that made it (peft: merge_and_unload), and import the merged checkpoint"
@@ -83,5 +84,5 @@ class Adapter:
 
 def shown(name: str) -> str:
     """A name from somebody's file, fit for a terminal: printable and not endless."""
-    text = name if name.isprintable() else ascii(name)[1:-1]
+    text = shown_in_line(name)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"

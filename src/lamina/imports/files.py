@@ -12,36 +12,30 @@ from torch import Tensor
 from lamina.bases.header import TensorEntry, read_entries
 from lamina.bases.shell import TORCH_DTYPES
 from lamina.core.errors import BaseError, LayerError
+from lamina.core.plain import MAX_LINE
+from lamina.core.strict import loads
 from lamina.imports.adapter import Stored, shown
-from lamina.imports.names import MAX_NAME
-from lamina.lowrank.codec import is_pickle
+from lamina.lowrank.codec import MAX_CONFIG_BYTES, is_pickle
 
-MAX_JSON_BYTES = 16 << 20
-MAX_TENSORS = 200_000
-_MAX_METADATA = 1 << 20
 _UNREADABLE = "it is cut short, or was not written by safetensors; pickles are never opened"
 
 
 def tensors_of(path: Path) -> dict[str, Stored]:
     """Every tensor of a safetensors file by name, unread.
 
-    Raises LayerError: not safetensors, a header that lies, names too long, too many tensors,
-    dtypes that torch has no plain form of.
+    Raises LayerError: not safetensors, a header that lies, dtypes that torch has no plain form of.
     """
     refuse_pickle(path)
     try:
         entries = read_entries(path)
     except BaseError as error:
+        why = error.message.removeprefix(f"{path.name} cannot be used: ")
         raise LayerError(
-            f"{shown(path.name)} is not a safetensors file that can be used: {error.message}",
+            f"{shown(path.name)} is not a safetensors file that can be used: {shown(why)}",
             faults=map(shown, error.faults),
             hint=_UNREADABLE,
         ) from None
-    faults = [f"{len(entries)} tensors, at most {MAX_TENSORS} are read"] * (
-        len(entries) > MAX_TENSORS
-    )
-    faults += [f"{shown(e.name)}: the name is too long" for e in entries if len(e.name) > MAX_NAME]
-    faults += [
+    faults = [
         f"{shown(e.name)}: dtype {e.dtype} is not read"
         for e in entries
         if e.dtype not in TORCH_DTYPES
@@ -69,22 +63,21 @@ def metadata_of(path: Path) -> dict[str, str]:
     """The `__metadata__` of a safetensors file whose header `tensors_of` has read."""
     with path.open("rb") as handle:
         header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-    found = header.get("__metadata__", {})
-    if not isinstance(found, dict) or len(json.dumps(found)) > _MAX_METADATA:
-        return {}
+    found = header.get("__metadata__") or {}
     return {key: value for key, value in found.items() if isinstance(value, str)}
 
 
 def json_of(path: Path) -> dict[str, Any]:
     """A JSON object. Raises LayerError."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise LayerError(f"{path.name} is larger than {MAX_JSON_BYTES >> 20} MiB")
-        value = json.loads(path.read_bytes())
+        size = path.stat().st_size
+        if size > MAX_CONFIG_BYTES:
+            raise LayerError(f"{path.name} has {size} bytes; {MAX_CONFIG_BYTES} are read")
+        value = loads(path.read_bytes())
     except FileNotFoundError:
         raise LayerError(f"there is no {path.name} in {path.parent}") from None
-    except (ValueError, RecursionError) as error:
-        raise LayerError(f"{path.name} is not JSON: {error}") from None
+    except ValueError as error:
+        raise LayerError(f"{path.name} is not JSON: {shown(str(error))}") from None
     if not isinstance(value, dict):
         raise LayerError(f"{path.name} is not a JSON object")
     return value
@@ -114,6 +107,6 @@ def text_in(found: Mapping[str, Any], *keys: str) -> str | None:
     """The first of `keys` that has a short printable text."""
     for key in keys:
         value = found.get(key)
-        if isinstance(value, str) and value.strip() and len(value) <= MAX_NAME:
+        if isinstance(value, str) and value.strip() and len(value) <= MAX_LINE:
             return shown(value.strip())
     return None

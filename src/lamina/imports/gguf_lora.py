@@ -14,11 +14,11 @@ import torch
 from gguf import GGUFReader
 from torch import Tensor
 
+from lamina.bases.header import MAX_TENSORS
 from lamina.core.errors import LayerError, UsageError
 from lamina.export.gguf_family import Family, family_of
 from lamina.imports.adapter import MERGE_FIRST, Adapter, Pair, Stored, shown
 from lamina.imports.base import Beneath
-from lamina.imports.files import MAX_TENSORS
 
 _KEY = re.compile(r"(?P<tensor>.+)\.lora_(?P<side>[ab])")
 _MAGIC = b"GGUF"

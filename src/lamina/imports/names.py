@@ -17,8 +17,6 @@ _WRAPPERS = re.compile(
     r"|_checkpoint_wrapped_module|base_layer)\."
 )
 _OWNERS = re.compile(r"(?:(?:model|language_model|text_model|transformer|decoder|llm)\.){0,6}")
-MAX_NAME = 300
-"""Longest name of a module or tensor, characters."""
 
 
 def unwrapped(name: str) -> str:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from lamina.lowrank.codec import MAX_ALPHA
+
 MAX_REPEATS = 2
 MAX_LENGTH = 2000
 MAX_KEYS = 10_000
@@ -53,7 +55,11 @@ def pattern_faults(config: Mapping[str, Any], key: str) -> list[str]:
         why = refusal(pattern)
         if why:
             faults.append(f"{key}: {pattern[:80]!r} is not evaluated: {why}")
-        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not 0 < value <= MAX_ALPHA
+        ):
             faults.append(f"{key}: {pattern[:80]!r} is given {value!r}, no positive number")
     if sum(any(c in pattern for c in "*+{") for pattern in table) > MAX_REPEATING_KEYS:
         faults.append(f"{key} has more than {MAX_REPEATING_KEYS} expressions")

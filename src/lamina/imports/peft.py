@@ -23,7 +23,7 @@ from lamina.imports.base import Beneath
 from lamina.imports.files import base_named, json_of, tensors_of
 from lamina.imports.names import unwrapped
 from lamina.imports.patterns import compiled, pattern_faults, selects, value_for
-from lamina.lowrank.codec import CONFIG_FILE, PREFIX, WEIGHTS_FILE
+from lamina.lowrank.codec import CONFIG_FILE, MAX_ALPHA, PREFIX, WEIGHTS_FILE
 
 README = "README.md"
 _DEFAULT = 8
@@ -151,8 +151,9 @@ def _config_faults(config: Mapping[str, Any]) -> list[str]:
         )
     for key in ("r", "lora_alpha"):
         value = config.get(key, _DEFAULT)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            faults.append(f"{key} is {value!r}, not a number above 0")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value <= MAX_ALPHA:
+            faults.append(f"{key} is {shown(repr(value))}, not a number from 0 to {MAX_ALPHA:g}")
     return faults + pattern_faults(config, "rank_pattern") + pattern_faults(config, "alpha_pattern")
 
 
@@ -169,11 +170,11 @@ def _pairs(
         if "bias of A" in sides:
             faults.append(f"{shown(module)}: lora_A has a bias, which no tool applies")
         known = base.linears.find(module) is not None  # expressions meet only such names
-        rank = float(value_for(ranks if known else (), module, config.get("r", _DEFAULT)))
+        rank = value_for(ranks if known else (), module, config.get("r", _DEFAULT))
         alpha = value_for(alphas if known else (), module, config.get("lora_alpha", _DEFAULT))
         own = sides["A"].shape[0] if len(sides["A"].shape) == 2 else 0
         if known and own and rank != own:
-            faults.append(f"{shown(module)}: the config says rank {rank:g}, the tensors have {own}")
+            faults.append(f"{shown(module)}: the config says rank {rank}, the tensors have {own}")
         if "magnitude" in sides and not config.get("use_dora"):
             faults.append(f"{shown(module)}: a DoRA magnitude, but the config says no use_dora")
         if config.get("use_dora") and "magnitude" not in sides:
