@@ -116,7 +116,7 @@ def _expected(
     with tempfile.TemporaryDirectory(prefix="lamina-proof-") as temporary:
         folder = Path(temporary)
         if adapter.reference is not None:
-            adapter.reference(folder)
+            adapter.reference(folder, placed.equal)
         else:
             _write_layer(placed.factors, compiled, folder)
         with quiet():

@@ -1,6 +1,6 @@
 """What every reader gives: low-rank pairs and whole tensors by the file's own names, unread."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,9 +66,9 @@ class Adapter:
     licence: str | None = None
     author: str | None = None
     notes: tuple[str, ...] = ()
-    reference: Callable[[Path], None] | None = None
-    """Writes the adapter into a folder as PEFT reads it, by what the files say; None where PEFT
-    has no such form."""
+    reference: Callable[[Path, Collection[str]], None] | None = None
+    """Writes the adapter into a folder as PEFT reads it, by what the files say, but for some whole
+    tensors; None where PEFT has no such form."""
 
     def noted(self, *notes: str) -> "Adapter":
         """The same with more to be said."""

@@ -8,7 +8,7 @@ lora_alpha / r, or / sqrt(r) with `use_rslora`, both after `rank_pattern` and `a
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,11 @@ def read(folder: Path, base: Beneath) -> Adapter:
         licence=readme_licence(folder),
         notes=tuple(_notes(config, sorted_keys, made_on)),
     )
-    return replace(adapter, reference=lambda out: _write_reference(out, config, adapter, base))
+
+    def reference(out: Path, without: Collection[str]) -> None:
+        _write_reference(out, config, adapter, base, without)
+
+    return replace(adapter, reference=reference)
 
 
 class _Keys:
@@ -238,7 +242,11 @@ def _notes(config: Mapping[str, Any], keys: _Keys, made_on: str | None) -> list[
 
 
 def _write_reference(
-    folder: Path, config: Mapping[str, Any], adapter: Adapter, base: Beneath
+    folder: Path,
+    config: Mapping[str, Any],
+    adapter: Adapter,
+    base: Beneath,
+    without: Collection[str],
 ) -> None:
     """The adapter under the base's own names, with the fields that decide what PEFT computes.
 
@@ -256,6 +264,8 @@ def _write_reference(
             tensors[f"{stem}.lora_B.bias"] = pair.bias_O.read()
     adapted = set(names.values())
     for name, tensor in adapter.rest.items():
+        if name in without:
+            continue
         own = base.tensors.find(name) or name
         module, _, leaf = own.rpartition(".")
         if module in adapted:
