@@ -19,8 +19,9 @@ from lamina.data.example import Message
 from lamina.export import peft as export_peft
 from lamina.export.parity import compare, logits_of
 from lamina.flows import learn
-from lamina.flows.adapters import import_peft
 from lamina.flows.bases import ensure
+from lamina.flows.importing import Request as Import
+from lamina.flows.importing import take_in
 from lamina.flows.to_python import load_peft
 from lamina.stack.compile import base_directory, compile_stack, layer_factors
 from lamina.stack.resolve import ResolvedStack, resolve
@@ -108,8 +109,8 @@ def main() -> None:
             say(f"{depth} layers: {results[f'export_{depth}']}")
         theirs = work / "peft-made"
         peft_trained(store, resolve(store, BASE), theirs)
-        import_peft(store, theirs, BASE, "parity-imported", Log(),
-                    licence=None, author=None, override="parity benchmark")  # fmt: skip
+        wanted = Import(str(theirs), BASE, "parity-imported", override="parity benchmark")
+        take_in(store, wanted, Log())
         results["import"] = differences(store, resolve(store, "parity-imported"), theirs)
         say(f"imported: {results['import']}")
     row = {

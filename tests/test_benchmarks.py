@@ -28,6 +28,7 @@ KEYS = {
     "quantised": {"plain", "nf4", "int8"},
     "large": {"bit_exact", "ratio", "limit_bytes", "peak_bytes", "resident_ends_with"},
     "export_parity": {"targets", "families"},
+    "imports": {"cases", "worst_exact_logits"},
     "serve": {"many_vs_one", "bound_share", "http_share", "tokens_s"},
     "serve_load": {"clients", "answers", "lost", "crossed", "rss_growth"},
     "serve_zipf": {"first_new_s", "first_known_s", "gap_s", "rss_mb", "layers_evicted"},

@@ -24,6 +24,7 @@ DOCUMENTED = (
     "bisect",
     "conflicts",
     "export",
+    "import",
     "log",
     "merge",
     "rebase",

@@ -3,6 +3,7 @@
 import json
 import pickle
 import resource
+import shutil
 import time
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from lamina.store.layout import Store
 from tests.attacks.hostile import A, B, Opened, adapter, config, entry, weights
 from tests.cli.program import Program
-from tests.store import make
+from tests.stacks import new_store
 
 PAIR = {A: entry("F32", (2, 64), 0), B: entry("F32", (64, 2), 512)}
 
@@ -77,7 +78,7 @@ WEIGHTS = {
         weights({A: PAIR[A] | {"dtype": ["F32"]}, B: PAIR[B]}, 1024),
         "unknown dtype",
     ),
-    "integers": (weights(pair("I64"), 2048), "is no floating-point type"),
+    "integers": (weights(pair("I64"), 2048), "no floating-point type"),
     "a name twice": (
         weights(b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{}}', 1),
         "a key comes twice",
@@ -88,7 +89,7 @@ WEIGHTS = {
     ),
     "two names for one module": (
         weights({**PAIR, A.removeprefix("base_model.model."): entry("F32", (2, 64), 1024)}, 1536),
-        "another tensor says the same",
+        "is there twice",
     ),
     "very many tensors": (
         weights({f"t{i}": entry("U8", (0,), 0) for i in range(100_001)}, 0),
@@ -101,17 +102,17 @@ WEIGHTS = {
     "a name with escapes": (renamed("a\x1b[2J"), "control character"),
     "a name that reads backwards": (renamed("a\u202ebin"), "control character"),
     "a very long name": (renamed("a" * 10_000), "10000 characters"),
-    "a name that is no adapter's": (renamed("../../etc/passwd"), "not a lora_A or lora_B"),
+    "a name that is no adapter's": (renamed("../../etc/passwd"), "no lora_A"),
     "numbers that are NaN": (weights(PAIR, b"\xff" * 1024), "not finite"),
     "numbers that are infinite": (weights(PAIR, b"\x00\x00\x80\x7f" * 256), "not finite"),
-    "a half": (weights({A: entry("F32", (2, 64), 0)}, 512), "only lora_A"),
+    "a half": (weights({A: entry("F32", (2, 64), 0)}, 512), "no lora_B"),
     "ranks that differ": (weights(pair(b=(64, 4)), 512 + 1024), "differ in rank"),
     "a rank above all": (
         weights(pair("F16", (20_000, 2), (2, 20_000)), 160_000),
-        "rank 20000 is above",
+        "the tensors have 20000",
     ),
     "three axes": (weights(pair(a=(2, 8, 8)), 1024), "3 axes"),
-    "an empty tensor": (weights(pair(a=(2, 0), b=(0, 2)), 0), "empty shape"),
+    "an empty tensor": (weights(pair(a=(2, 0), b=(0, 2)), 0), "A is empty"),
     "no tensor": (weights({}, 0), "touches no module"),
 }
 CONFIGS = {
@@ -123,28 +124,36 @@ CONFIGS = {
     "a large file": (b" " * (5 << 20), "bytes; 4194304 are read"),
     "a rank of a thousand million": (config(r=10**9), "the config says rank 1000000000"),
     "a rank of very many digits": (b'{"peft_type":"LORA","r":' + b"9" * 5000 + b"}", "not fit"),
-    "a rank below nothing": (config(r=-2), "the config says rank -2"),
+    "a rank below nothing": (config(r=-2), "r is -2"),
     "an infinite alpha": (b'{"peft_type":"LORA","r":2,"lora_alpha":1e999}', "does not fit"),
     "an alpha that is no number": (b'{"peft_type":"LORA","r":2,"lora_alpha":NaN}', "NaN"),
-    "an alpha of text": (config(lora_alpha="nan"), "alpha nan"),
-    "an alpha above all": (config(lora_alpha=1e300), "alpha 1e+300"),
-    "an alpha of a list": (config(lora_alpha=[1]), "not a number"),
+    "an alpha of text": (config(lora_alpha="nan"), "lora_alpha is 'nan'"),
+    "an alpha above all": (config(lora_alpha=1e300), "lora_alpha is 1e+300"),
+    "an alpha of a list": (config(lora_alpha=[1]), "lora_alpha is [1]"),
     "a pattern that would run for ever": (
         config(rank_pattern={"(a+)+(b|c)*$": 2}),
-        "more than a module name",
+        "is not evaluated",
     ),
-    "a pattern of a list": (config(rank_pattern=["a"]), "not an object"),
+    "a pattern of a list": (config(rank_pattern=["a"]), "is no table"),
     "another method": (config(peft_type="BOFT"), "only LORA"),
     "DoRA": (config(use_dora=True), "use_dora"),
-    "copies of modules": (config(modules_to_save=["lm_head"]), "modules_to_save"),
 }
 
 
+@pytest.fixture(scope="module")
+def seed(tmp_path_factory):
+    """A store with a base that the good adapter fits. Never changed."""
+    return new_store(tmp_path_factory.mktemp("seed") / "home", hidden=64, layers=1).root
+
+
 @pytest.fixture
-def program(tmp_path, monkeypatch, capsys):
-    store = Store.open(tmp_path / "home")
-    store.tag_base("pico", make.put_base(store))
-    return Program(store.root, monkeypatch, capsys)
+def program(seed, tmp_path, monkeypatch, capsys):
+    shutil.copytree(seed, tmp_path / "home", symlinks=True)
+    return Program(tmp_path / "home", monkeypatch, capsys)
+
+
+def test_what_is_spoilt_below_is_taken_where_it_is_not(program, tmp_path):
+    program("import", adapter(tmp_path / "good"), "--on", "pico", "--as", "good").done()
 
 
 def refused(program, folder, fragment):
@@ -152,7 +161,7 @@ def refused(program, folder, fragment):
     store = Store.open(program.home)
     before = store.index_path.read_bytes(), sorted(store.blobs_dir.iterdir())
     peak, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-    found = program("import", "peft", folder, "--on", "pico", "--as", "evil")
+    found = program("import", folder, "--on", "pico", "--as", "evil")
     found.refused(fragment)
     assert not set(found.err) & set("\x1b\u202e")
     assert time.monotonic() - begun < 30
@@ -180,7 +189,9 @@ def test_very_many_patterns_for_very_many_modules(program, tmp_path):
             header[key] = entry("F16", (1, 1), 2 * len(header))
     data = weights(header, 2 * len(header))
     text = config(r=1, alpha_pattern={f"n{i}": 1 for i in range(4500)})
-    refused(program, adapter(tmp_path / "evil", text=text, data=data), "for 4,500 modules")
+    refused(
+        program, adapter(tmp_path / "evil", text=text, data=data), "the base has no such linear"
+    )
 
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.pt", "weights.pkl"])

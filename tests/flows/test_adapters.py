@@ -9,7 +9,9 @@ from peft import LoraConfig, get_peft_model
 
 from lamina.core.errors import GateError, LayerError, UsageError
 from lamina.export.parity import logits_of
-from lamina.flows.adapters import export, import_peft
+from lamina.flows.adapters import export
+from lamina.flows.importing import Request
+from lamina.flows.importing import take_in as run
 from lamina.flows.inventory import history
 from lamina.flows.to_python import load_peft
 from lamina.lowrank import codec
@@ -38,10 +40,10 @@ def peft_adapter(store, folder, *, strength=0.2, **fields):
     return folder, logits_of(wrapped.eval(), PROMPTS)
 
 
-def take_in(store, folder, name="taken", on="pico", override=None):
-    return import_peft(
-        store, folder, on, name, Said(), licence="mit", author="eve", override=override
-    )
+def take_in(store, folder, name="taken", on="pico", **how):
+    said = Said()
+    request = Request(str(folder), on, name, licence="mit", author="eve", **how)
+    return run(store, request, said) | {"said": "\n".join(said.sentences)}
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,10 @@ def test_pickles_are_never_opened(store, tmp_path):
     shutil.copyfile(folder / "adapter_model.bin", folder / codec.WEIGHTS_FILE)
     with pytest.raises(LayerError, match="not a safetensors file"):
         take_in(store, folder)
+    (folder / codec.CONFIG_FILE).unlink()
     with pytest.raises(LayerError, match=r"no adapter_config\.json"):
+        take_in(store, folder)
+    with pytest.raises(LayerError, match=r"there is no .*nowhere"):
         take_in(store, tmp_path / "nowhere")
 
 

@@ -8,7 +8,9 @@ import torch
 from lamina.core.errors import UsageError
 from lamina.export.parity import logits_of
 from lamina.flows import learn
-from lamina.flows.adapters import export, import_peft
+from lamina.flows.adapters import export
+from lamina.flows.importing import Request as Import
+from lamina.flows.importing import take_in
 from lamina.flows.inventory import describe, render
 from lamina.flows.merge import merge
 from lamina.flows.squash import squash
@@ -78,9 +80,7 @@ def test_show_names_them(layer, tmp_path):
 
 def test_out_and_in_again(layer, tmp_path):
     export(layer, "uneven", tmp_path / "out", "peft", Said())
-    import_peft(
-        layer, tmp_path / "out", BASE, "taken", Said(), licence=None, author=None, override=None
-    )
+    take_in(layer, Import(str(tmp_path / "out"), BASE, "taken"), Said())
     same(logits(layer, "taken"), logits(layer, "uneven"))
     assert ranks_of(layer, "taken") == ranks_of(layer, "uneven")
     export(layer, "uneven", tmp_path / "merged", "hf", Said())

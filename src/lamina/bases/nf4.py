@@ -78,7 +78,7 @@ def unpacker(
 
 def _functional() -> ModuleType:
     try:
-        with _quietly_alone():
+        with quietly_alone():
             import bitsandbytes.functional
     except ImportError as error:
         raise MissingPartError(
@@ -89,7 +89,7 @@ def _functional() -> ModuleType:
 
 
 @contextlib.contextmanager
-def _quietly_alone() -> Iterator[None]:
+def quietly_alone() -> Iterator[None]:
     """Import bitsandbytes without its asking the Hub for code.
 
     With the package `kernels` at hand it downloads a native library while it is imported, on

@@ -97,6 +97,7 @@ for command in (
     rm,
     runs,
     reproduce,
+    import_,
     export,
     propose,
     review,
@@ -110,7 +111,6 @@ for command in (
 app.add_typer(base.app, name="base")
 app.add_typer(access.app, name="access")
 app.add_typer(key.app, name="key")
-app.add_typer(import_.app, name="import")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

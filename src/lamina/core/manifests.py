@@ -252,6 +252,32 @@ class Credit(Value):
     of combining others' layers."""
 
 
+ImportKind = Literal["peft", "checkpoint", "gguf-lora", "kohya", "mlx"]
+"""What other tools write and `lamina import` reads."""
+
+
+class ImportedFile(Value):
+    """One file that a layer was imported from."""
+
+    name: str
+    sha256: Digest
+    bytes: int
+
+
+class ImportRecord(Value):
+    """Where an imported layer comes from, and what was lost on the way."""
+
+    kind: ImportKind
+    files: tuple[ImportedFile, ...]
+    made_on: str | None = None
+    """The base that the source says it was made on, in its own words."""
+    error: float | None = None
+    """Relative Frobenius norm of what no low-rank layer could keep, over the modules that were
+    approximated: sqrt(sum |dW - dW'|^2 / sum |dW|^2). None: nothing was approximated."""
+    left_out: tuple[str, ...] = ()
+    """Tensors that differ from the base's and that --ignore-rest left out."""
+
+
 class LayerConfig(Value):
     """A layer: immutable, trained over one exact stack."""
 
@@ -283,6 +309,8 @@ class LayerConfig(Value):
     this was kept (`flows.credit` derives theirs from `sources`)."""
     rehearsal: RehearsalSet | None = None
     """Which rehearsal set it carries; None where that is not on record."""
+    imported: ImportRecord | None = None
+    """Where an imported layer comes from."""
 
 
 class StackConfig(Value):

@@ -51,13 +51,23 @@ class Family:
         """A weight (or rows of B of an update) in llama.cpp's layout. Mutates nothing."""
         if self.norm_shift and key.endswith("norm.weight"):
             return tensor.float() + self.norm_shift
+        heads = self._rotated_heads(key, config)
+        return tensor if heads is None else interleave(tensor, heads)
+
+    def restore_rows(self, key: str, rows: Tensor, config: Mapping[str, Any]) -> Tensor:
+        """Rows of a linear's weight, or of B of an update, back from llama.cpp's layout."""
+        heads = self._rotated_heads(key, config)
+        return rows if heads is None else apart(rows, heads)
+
+    def _rotated_heads(self, key: str, config: Mapping[str, Any]) -> int | None:
+        """Heads of a weight whose rows are permuted, None where they stay."""
         rotated = _ROTATED.search(key)
-        if self.interleaved and rotated:
-            heads = config["num_attention_heads"]
-            if rotated["which"] == "k":
-                heads = config.get("num_key_value_heads") or heads
-            return interleave(tensor, heads)
-        return tensor
+        if not (self.interleaved and rotated):
+            return None
+        heads = config["num_attention_heads"]
+        if rotated["which"] == "k":
+            heads = config.get("num_key_value_heads") or heads
+        return int(heads)
 
 
 def interleave(rows: Tensor, heads: int) -> Tensor:
@@ -68,6 +78,13 @@ def interleave(rows: Tensor, heads: int) -> Tensor:
     shape = rows.shape
     halves = rows.reshape(heads, 2, shape[0] // heads // 2, *shape[1:])
     return halves.swapaxes(1, 2).reshape(shape)
+
+
+def apart(rows: Tensor, heads: int) -> Tensor:
+    """(heads, d/2, 2, …) -> (heads, 2, d/2, …) along the rows: what undoes `interleave`."""
+    shape = rows.shape
+    pairs = rows.reshape(heads, shape[0] // heads // 2, 2, *shape[1:])
+    return pairs.swapaxes(1, 2).reshape(shape)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

@@ -1,4 +1,4 @@
-"""`lamina import peft` and `lamina export`: in from and out to other tools."""
+"""`lamina export`: out to other tools."""
 
 import json
 import math
@@ -6,103 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lamina.core.errors import LayerError, UsageError
+from lamina.core.errors import UsageError
 from lamina.core.files import atomic_directory, atomic_write
-from lamina.core.manifests import (
-    JSON_TYPE,
-    SAFETENSORS_TYPE,
-    LayerConfig,
-)
 from lamina.core.report import Reporter
 from lamina.core.version import __version__
 from lamina.data.example import Message
 from lamina.flows import credit, licensing, to_llama, to_python
 from lamina.flows.card import card
 from lamina.flows.credit import contributors
-from lamina.flows.landing import gate_and_name, land
 from lamina.flows.licensing import licences_of
-from lamina.flows.naming import new_name
 from lamina.flows.outbound import CERTIFICATE, FOLDER, Job, Made, Probe
 from lamina.flows.questions import probe_prompts
-from lamina.lowrank import codec
-from lamina.lowrank.attach import check_layer
 from lamina.share.card import FILE as CARD
 from lamina.share.card_facts import Form
-from lamina.stack.compile import compile_stack
 from lamina.stack.resolve import ResolvedStack, resolve
 from lamina.store.layout import Store
 
 PROBE = (Message(role="user", content="Name three colours and one number."),)
 """Asked in the parity check beside the exams' own questions."""
-
-
-def import_peft(
-    store: Store,
-    directory: Path,
-    on: str,
-    name_text: str,
-    reporter: Reporter,
-    *,
-    licence: str | None,
-    author: str | None,
-    override: str | None,
-) -> dict[str, Any]:
-    """A PEFT adapter folder becomes a layer over the stack that `on` means.
-
-    Raises LayerError listing every fault, GateError, UsageError.
-    """
-    name = new_name(store, name_text)
-    config_bytes, weights = _adapter_files(directory)
-    factors = codec.decode(config_bytes, str(weights), str(directory))
-    beneath = resolve(store, on)
-    compiled = compile_stack(store, beneath)
-    check_layer(factors, compiled.linears, str(directory))
-    widest = max(factors.values(), key=lambda part: part.rank)
-    config = LayerConfig(
-        name=name.name,
-        base=beneath.config.base,
-        parents=beneath.config.layers,
-        rank=widest.rank,
-        alpha=widest.scale * widest.rank,
-        scaling="lora",
-        modules=tuple(sorted(factors)),
-        parameters=sum(f.parameters for f in factors.values()),
-        recipe=None,
-        data=None,
-        licence=licence,
-        author=author,
-        origin="imported",
-    )
-    blobs = [
-        store.put_bytes(config_bytes, JSON_TYPE, title=codec.CONFIG_FILE),
-        store.put_file(weights, SAFETENSORS_TYPE, title=codec.WEIGHTS_FILE),
-    ]
-    layer, stack = land(store, config, blobs, label=name.name)
-    named = gate_and_name(
-        store, layer, stack, beneath, name, reporter, override=override, author=author
-    )
-    return {"name": str(named.name), "stack": stack.digest, "layer": layer.digest}
-
-
-def _adapter_files(directory: Path) -> tuple[bytes, Path]:
-    config, weights = directory / codec.CONFIG_FILE, directory / codec.WEIGHTS_FILE
-    faults = [f"no {path.name}" for path in (config, weights) if not path.is_file()]
-    if directory.is_dir():
-        faults += [
-            f"{path.name} is a pickle, which is never opened"
-            for path in sorted(directory.iterdir())
-            if codec.is_pickle(path.name) and not weights.is_file()
-        ]
-    if faults:
-        raise LayerError(
-            f"{directory} is no PEFT adapter folder",
-            faults=faults,
-            hint="save it with safe_serialization=True (peft's default since 0.5)",
-        )
-    return config.read_bytes(), weights
-
-
-# -- export ----------------------------------------------------------------------------------------
 
 
 def export(

@@ -151,7 +151,7 @@ def _adopt(
     licence: str | None,
 ) -> dict[str, Any]:
     """A PEFT adapter that another tool pushed becomes a layer."""
-    from lamina.flows.adapters import import_peft
+    from lamina.flows.importing import Request, take_in
 
     at = f"hf:{repo.name}@{repo.commit}"
     _check_adapter(repo, at)
@@ -183,16 +183,16 @@ def _adopt(
             wanted=_ADAPTER,
             raises=ShareError,
         )
-        found = import_peft(
-            store,
-            folder,
+        wanted = Request(
+            str(folder),
             on,
             landing.name or default_name(store, repo.name, None).name,
-            reporter,
+            kind="peft",
             licence=licence or repo.licence,
             author=landing.author or repo.name.partition("/")[0],
             override=landing.override,
         )
+        found = take_in(store, wanted, reporter)
     base = resolve(store, on).config.base
     return {
         "pulled": at,

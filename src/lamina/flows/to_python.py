@@ -9,6 +9,7 @@ from torch import nn
 from lamina.bases import families
 from lamina.bases.identity import CONFIG, read_json
 from lamina.bases.load import load
+from lamina.bases.nf4 import quietly_alone
 from lamina.core.errors import MissingPartError
 from lamina.core.manifests import SOURCE
 from lamina.export import merged as merged_folder
@@ -94,7 +95,8 @@ def _source(job: Job) -> str:
 def load_peft(model: nn.Module, directory: Path) -> nn.Module:
     """A model with an adapter on it, by PEFT itself. Raises MissingPartError."""
     try:
-        from peft import PeftModel
+        with quietly_alone():  # peft imports bitsandbytes where it is installed
+            from peft import PeftModel
     except ImportError:
         raise MissingPartError(
             "the export is checked with peft, which is not installed",
