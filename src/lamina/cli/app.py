@@ -12,6 +12,7 @@ import typer
 from lamina.cli import (
     accept,
     access,
+    arena,
     base,
     bisect,
     chat,
@@ -83,6 +84,7 @@ for command in (
     serve,
     exam,
     diff,
+    arena,
     bisect,
     squash,
     merge,

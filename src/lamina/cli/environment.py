@@ -3,6 +3,7 @@
 LAMINA_HOME    the store's folder (default: the platform's data folder)
 LAMINA_CONFIG  folder of keys and policy.toml (default: the platform's config folder)
 LAMINA_AUTHOR  author recorded in the layers you train (default: none)
+OPENAI_API_KEY the key that `lamina arena` shows an endpoint (--key-variable names another)
 
 Credentials for registries are read where docker, podman and skopeo keep them: $REGISTRY_AUTH_FILE,
 $XDG_RUNTIME_DIR/containers/auth.json, $DOCKER_CONFIG/config.json (default: ~/.docker).
@@ -87,6 +88,11 @@ def author() -> str | None:
     if fault:
         raise UsageError(f"LAMINA_AUTHOR {fault}", hint="set it to a name on one line")
     return given
+
+
+def secret(variable: str) -> str | None:
+    """A key that the user keeps in a variable of his choice; None where there is none."""
+    return os.environ.get(variable) or None
 
 
 def open_store() -> "Store":
