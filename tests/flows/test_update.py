@@ -1,6 +1,7 @@
 """Updating a layer: what is learned, rehearsed, asked, and which name moves."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from lamina.flows.job import job_of
 from lamina.flows.lineage import status_of
 from lamina.flows.questions import carried
 from lamina.flows.reproduce import reproduce
+from lamina.lowrank import codec
 from lamina.stack.compile import compile_stack, stored_factors
 from lamina.stack.resolve import resolve
 from tests.flows.world import Said, request, write_rows
@@ -72,6 +74,42 @@ def test_an_update_leaves_the_lower_layers_as_they_are(tmp_path):
     assert not any(torch.equal(before[name].a_RI, moved[name].a_RI) for name in before)
     fresh = trained(store, data, "upper", above=0.5)
     assert {layer_of(name) for name in fresh.config.modules} == {1, 2}
+
+
+def prefixes(store, data, **fields):
+    """What an update of the upper third found of its rows, and its layer's weights."""
+    said = Said()
+    asked = update.Request(
+        stack=fields.pop("stack", "mine"), data=[data], accept_regression="a test",
+        overrides=(("above", 0.67),), **fields,
+    )  # fmt: skip
+    done = learn.execute(store, update.prepare(store, asked, said), said)
+    (found,) = [event for event in said.events if event["event"] == "prefixes"]
+    weights = store.manifest(done.layer.digest).blob(codec.WEIGHTS_FILE).digest
+    return found, weights
+
+
+def test_an_update_takes_what_the_one_before_computed_of_old_rows(tmp_path):
+    stores = [new_store(tmp_path / name, layers=3) for name in ("with", "without")]
+    found = []
+    for store in stores:
+        trained(store, write_rows(tmp_path / "old.jsonl", 40))
+        first, _ = prefixes(store, write_rows(tmp_path / "new.jsonl", 20, word="fruit"))
+        assert (first["computed"] > 20, first["left"]) == (True, 0)
+        if store is stores[1]:
+            shutil.rmtree(store.cache_dir / "prefixes")
+        found.append(prefixes(store, write_rows(tmp_path / "more.jsonl", 20, word="tree")))
+    (after, weights), (anew, expected) = found
+    assert after["left"] > 4
+    assert after["computed"] + after["left"] == anew["computed"]
+    assert weights == expected
+
+
+def test_private_rows_leave_nothing_in_the_cache(tmp_path):
+    store = new_store(tmp_path / "store", layers=3)
+    trained(store, write_rows(tmp_path / "old.jsonl", 40), private=True)
+    prefixes(store, write_rows(tmp_path / "new.jsonl", 20, word="fruit"))
+    assert not (store.cache_dir / "prefixes").exists()
 
 
 def test_repeated_updates_keep_the_rank(first, tmp_path):

@@ -40,7 +40,7 @@ def bounds(monkeypatch):
     """Sets how much a run remembers, in memory and in a file."""
 
     def set_to(memory, file):
-        made = lambda job: Prefixes(job.directory, memory, file)  # noqa: E731
+        made = lambda job, _: Prefixes(job.directory, memory, file)  # noqa: E731
         monkeypatch.setattr(loop, "prefixes_of", made)
 
     return set_to
@@ -261,7 +261,7 @@ from lamina.train import loop
 from lamina.train.prefix import Prefixes
 from tests.train.test_prefix import upper
 from tests.train.tiny import run
-loop.prefixes_of = lambda job: Prefixes(job.directory, 2000, 1 << 20)
+loop.prefixes_of = lambda job, _: Prefixes(job.directory, 2000, 1 << 20)
 loop.CHECKPOINT_SECONDS = 0.0
 asked = 0
 def ask():

@@ -11,11 +11,12 @@ from dataclasses import replace
 from lamina.bases import families
 from lamina.bases.streamed import reading_cost
 from lamina.core import heap
+from lamina.core.digest import digest_json
 from lamina.core.errors import DataError, LaminaError
 from lamina.core.manifests import Descriptor
 from lamina.core.recipe import Recipe
 from lamina.core.report import Reporter
-from lamina.flows import fitting, rehearsal, runs
+from lamina.flows import fitting, rehearsal, runs, work
 from lamina.flows.trained import land
 from lamina.stack.compile import (
     DTYPES,
@@ -30,7 +31,7 @@ from lamina.store.layout import Store
 from lamina.tokens.mask import EncodeReport, encode_all
 from lamina.tokens.template import ChatFormat
 from lamina.train.events import EventLog
-from lamina.train.job import Job
+from lamina.train.job import Job, Shared
 from lamina.train.loop import train
 from lamina.train.rehearse import Pool, Taught
 
@@ -73,11 +74,24 @@ def train_and_land(
         load_seconds=round(time.perf_counter() - encoded, 2),
         encode_seconds=round(encoded - began, 2),
     )
-    outcome = train(replace(job, prefix_memory=prefix_memory), events, should_stop)
+    shared = None if spec.private else _shared(store, compiled)
+    job = replace(job, prefix_memory=prefix_memory, shared=shared)
+    outcome = train(job, events, should_stop)
     landed = land(store, run, spec, compiled, outcome, counts, reporter, should_stop)
     del compiled, job, outcome
     heap.give_back()  # the exam loads the stack anew
     return landed
+
+
+def _shared(store: Store, compiled: Compiled) -> Shared:
+    """Where activations are left to later runs over the same stack."""
+    key = {
+        "base": compiled.stack.base.digest,
+        "layers": [(layer.digest, layer.weight) for layer in compiled.stack.layers],
+        "dtype": str(compiled.dtype),
+        **work.code(),
+    }
+    return Shared(store.cache_dir / "prefixes", digest_json(key))
 
 
 def job_of(

@@ -42,10 +42,17 @@ def key_of(spec: runs.RunSpec, files: Mapping[str, bytes]) -> Digest:
         {
             "asked": spec.model_dump(mode="json", exclude=_ASIDE),
             "files": {name: digest_bytes(data) for name, data in files.items()},
-            "source": source(Path(__file__).parents[1]),
-            "libraries": {name: _version(name) for name in _LIBRARIES},
+            **code(),
         }
     )
+
+
+def code() -> dict[str, object]:
+    """What layers are computed by: digest of lamina's source, versions of libraries."""
+    return {
+        "source": source(Path(__file__).parents[1]),
+        "libraries": {name: _version(name) for name in _LIBRARIES},
+    }
 
 
 @cache

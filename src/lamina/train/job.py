@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -16,6 +17,14 @@ from lamina.train import prefix
 from lamina.train.checkpoint import Progress
 from lamina.train.objective import SoftTargets
 from lamina.train.rehearse import Pool
+
+
+class Shared(NamedTuple):
+    """Where rows' activations are left to later runs."""
+
+    folder: Path
+    key: str
+    """Digest of all that decides them but the rows, the factors of a warm start and the machine."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +48,8 @@ class Job:
     rehearsal: Sequence[Pool] = ()
     """Old rows, of which each epoch takes as many as make up each pool's share."""
 
+    shared: Shared | None = None
+    """Where activations below the first trained layer outlast the run; None: they don't."""
     prefix_memory: int = prefix.MEMORY
     """Bytes of activations below the first trained layer that are kept in memory."""
 

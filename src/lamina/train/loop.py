@@ -86,7 +86,7 @@ class _Run:
         self.sitting_started = time.perf_counter()
         self.job, self.recipe, self.attachment, self.events = job, job.recipe, attachment, events
         self.flat = attachment.flat
-        self.prefixes = prefixes_of(job)
+        self.prefixes = prefixes_of(job, attachment)
         self.model, self.kernels, self.why = way_through(job, attachment, self.prefixes)
         self.graphs = graphs_of(self.model)
         self.guard = self._guarded()
@@ -386,7 +386,8 @@ class _Run:
         if progress.stopped == "time":
             changes["stop_after"] = progress.step
         recipe = self.recipe.model_copy(update=changes)
-        if self.prefixes is not None and self.prefixes.counts.computed:
+        if self.prefixes is not None:
+            self.prefixes.leave()
             self.events.emit("prefixes", **self.prefixes.counts._asdict())
         self.events.emit(
             "done", step=progress.step, best_step=self.progress.best_step, loss=progress.best_loss

@@ -3,7 +3,7 @@
 Nothing below the first trained layer changes while a run lasts, so what enters that layer is
 decided by the row's token ids alone, provided that a row is always computed in the same way: by
 itself, whatever batch it stands in. So a run gets the same bits whether its rows' activations are
-remembered or computed again, in one sitting or in ten (docs/adr/0022).
+remembered, left by an earlier run (`train.packs`) or computed again (docs/adr/0022).
 """
 
 import contextlib
@@ -22,13 +22,12 @@ from lamina.bases.families import backbone
 from lamina.bases.supplied import SuppliedLinear
 from lamina.core.files import TEMP_PREFIX
 from lamina.tokens.batch import Batch
+from lamina.train.packs import SHARE_OF_DISK, Item, Packs
 
 MEMORY = 64 << 20
 """Bytes of activations that a run keeps in memory; further ones go to a file."""
 FILE = 4 << 30
-"""Bytes of that file, at most."""
-SHARE_OF_DISK = 1 / 4
-"""Of what is free on its disk, at most."""
+"""Bytes of that file, at most (and no more of its disk than packs take)."""
 _PROBE = 11
 """Tokens of the row by which it is seen whether a model can go on from remembered activations."""
 
@@ -43,6 +42,8 @@ class Counts(NamedTuple):
     """Rows."""
     found: int
     """Times that a row was looked up instead."""
+    left: int
+    """Rows among those that an earlier run had left."""
     memory: int
     """Bytes."""
     file: int
@@ -63,15 +64,19 @@ class Prefixes:
     """Activations by rows, for as long as one model's lower layers stay as they are.
 
     Bytes as they were computed: in memory up to a bound, then in a file without a name in `folder`,
-    which goes with the process, however that ends. What neither holds is computed again.
+    which goes with the process, however that ends. What neither holds, nor `packs`, is computed
+    again.
     """
 
-    def __init__(self, folder: Path, memory: int = MEMORY, file: int = FILE) -> None:
-        self._folder, self._memory, self._most = folder, memory, file
+    def __init__(
+        self, folder: Path, memory: int = MEMORY, file: int = FILE, packs: Packs | None = None
+    ) -> None:
+        self._folder, self._memory, self._most, self._packs = folder, memory, file, packs
         self._near: dict[bytes, Tensor] = {}
         self._far: dict[bytes, _Place] = {}
         self._file: int | None = None
-        self.counts = Counts(0, 0, 0, 0)
+        self._seen: set[bytes] = set()
+        self.counts = Counts(0, 0, 0, 0, 0)
 
     def __del__(self) -> None:
         if self._file is not None:
@@ -79,7 +84,7 @@ class Prefixes:
 
     def of(self, rows: Sequence[Tensor], compute: Compute) -> list[Tensor]:
         """What enters the first trained layer, (T, C) each, of rows of token ids (T,)."""
-        keys = [hashlib.sha256(ids_T.cpu().numpy().tobytes()).digest() for ids_T in rows]
+        keys = [key_of(ids_T) for ids_T in rows]
         found = {key: self._look_up(key) for key in dict.fromkeys(keys)}
         of_key = dict(zip(keys, rows, strict=True))
         missing = [key for key, x_TC in found.items() if x_TC is None]
@@ -95,7 +100,7 @@ class Prefixes:
             return self._near[key]
         place = self._far.get(key)
         if place is None or self._file is None:
-            return None
+            return self._left(key)
         x_TC = torch.empty(place.shape, dtype=place.dtype)
         view, done = _bytes_of(x_TC), 0
         while done < len(view):
@@ -104,6 +109,27 @@ class Prefixes:
                 return None
             done += got
         return x_TC
+
+    def _left(self, key: bytes) -> Tensor | None:
+        x_TC = None if self._packs is None else self._packs.look_up(key.hex())
+        if x_TC is not None and key not in self._seen:
+            self._seen.add(key)
+            self._count(left=1)
+        return x_TC
+
+    def leave(self) -> None:
+        """Leave what was computed to later runs."""
+        keys = [*self._near, *self._far]
+        if self._packs is None or not keys:
+            return
+        items = []
+        for key in keys:
+            x_TC = self._look_up(key)
+            if x_TC is not None:
+                content = hashlib.sha256(_bytes_of(x_TC.contiguous())).hexdigest()
+                items.append(Item(key.hex(), content, tuple(x_TC.shape), x_TC.dtype))
+        again = (self._look_up(bytes.fromhex(item.row)) for item in items)
+        self._packs.add(items, (x_TC for x_TC in again if x_TC is not None))
 
     def _keep(self, key: bytes, x_TC: Tensor) -> None:
         size = x_TC.numel() * x_TC.itemsize
@@ -135,6 +161,11 @@ class Prefixes:
     def _count(self, **more: int) -> None:
         now = self.counts._asdict()
         self.counts = Counts(**{name: value + more.get(name, 0) for name, value in now.items()})
+
+
+def key_of(ids_T: Tensor) -> bytes:
+    """What a row is known by."""
+    return hashlib.sha256(ids_T.long().numpy().tobytes()).digest()
 
 
 def _bytes_of(x_TC: Tensor) -> memoryview:
