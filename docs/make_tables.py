@@ -133,6 +133,7 @@ def benchmark_table() -> str:
     _bases(add)
     _current(add)
     _serving(add)
+    _sharing(add)
     return "\n".join(lines)
 
 
@@ -171,11 +172,45 @@ def _training(add: Callable[[str, str, Callable[[dict[str, Any]], str]], None]) 
         ),
     )
     add(
+        "a training step on a GPU, random weights in llama's shape, beside PEFT's in the same run: "
+        "tokens a second, share of the fastest bfloat16 product, memory",
+        "gpu",
+        _gpu,
+    )
+    add(
         "peak memory of training predicted before it starts, beside what it took: largest error, "
         "configurations",
         "memory",
         lambda r: f"{r['worst_error']:.0%}, {len(r['configurations'])}",
     )
+
+
+def _sharing(add: Callable[[str, str, Callable[[dict[str, Any]], str]], None]) -> None:
+    """The lines about other places."""
+    add(
+        "a registry: bytes moved when a 10-layer stack goes over a 9-layer one, times the layer's, "
+        "pushed and pulled; MB/s beside oras' client, which neither checks nor syncs what it pulls "
+        "(made to sync); transfers under faults",
+        "share",
+        lambda r: (
+            f"{r['moved_over_layer_push']:.4f}, {r['moved_over_layer_pull']:.4f}; push "
+            f"{r['push_mb_s']:.0f} ({r['push_vs_oras']:.2f} times), pull {r['pull_mb_s']:.0f} "
+            f"({r['pull_vs_oras']:.2f}, {r['pull_vs_oras_synced']:.2f}); {r['transfers']} with "
+            f"{r['faults']:,} faults, {r['corrupt']} corrupt"
+        ),
+    )
+
+
+def _gpu(row: dict[str, Any]) -> str:
+    texts = []
+    for shape, found in row["shapes"].items():
+        ours, theirs = found["lamina"], found["peft"]
+        texts.append(
+            f"{row['device']}, {shape.upper()} parameters: {ours['tokens_per_second']:,.0f} "
+            f"({found['speed_vs_peft']} times PEFT's), {ours['mfu']:.0%} ({theirs['mfu']:.0%}), "
+            f"{ours['peak_bytes'] / 1e9:.0f} GB ({theirs['peak_bytes'] / 1e9:.0f})"
+        )
+    return "; ".join(texts)
 
 
 def _bases(add: Callable[[str, str, Callable[[dict[str, Any]], str]], None]) -> None:

@@ -12,6 +12,7 @@ import typer
 from lamina.cli import (
     accept,
     access,
+    advise,
     arena,
     base,
     bisect,
@@ -76,6 +77,7 @@ def _root(
 
 for command in (
     quickstart,
+    advise,
     train,
     update,
     refresh,
