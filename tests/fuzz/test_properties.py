@@ -1,5 +1,6 @@
 """Whatever bytes come in, only lamina's own errors come out; what is written reads back."""
 
+import base64
 import json
 
 import pytest
@@ -176,12 +177,8 @@ def test_any_place(scheme, text):
 
 
 @QUICK
-@given(
-    st.binary(min_size=32, max_size=32), st.from_regex(r"[A-Za-z0-9][\w.@-]{0,20}", fullmatch=True)
-)
+@given(st.binary(min_size=32, max_size=32), st.from_regex(r"[a-z0-9][a-z.@-]{0,9}", fullmatch=True))
 def test_public_keys_read_back(raw, name):
-    import base64
-
     public = base64.b64encode(raw).decode()
     assert parse_public(public_line(public, name)) == (public, name)
 
@@ -192,9 +189,5 @@ def test_what_is_shown_gives_no_orders(text, value):
     for safe in (shown(text), shown_in_line(text), escaped_json(json.dumps(text))):
         assert not {c for c in safe if c in "\x00\x07\x1b\x7f\x9b\u202e\u2066"}
     assert line_fault(shown_in_line(text), 1000) is None
-    assert (
-        json.loads(escaped_json(json.dumps(value, ensure_ascii=False)))
-        == json.loads(json.dumps(value))
-        or value != value
-        or "nan" in repr(value)
-    )
+    written = json.dumps(value, ensure_ascii=False)
+    assert json.dumps(json.loads(escaped_json(written))) == json.dumps(json.loads(written))
