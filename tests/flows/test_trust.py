@@ -171,3 +171,19 @@ def test_a_signature_goes_where_its_store_goes(store, trust, tmp_path):
     assert signatures(copy, theirs, stack)[0].state == "unknown"
     theirs.keys.trust(trust.keys.find("anna").line, "anna-of-legal")
     assert signatures(copy, theirs, stack)[0].name == "anna-of-legal"
+
+
+def test_scores_of_no_weight_are_shown_as_none(store, trust):
+    from lamina.core.manifests import SCORES_TYPE, ScoresEvidence
+
+    stack = store.resolve(Name("support"))
+    record = ScoresEvidence(
+        created="2026-01-01T00:00:00+00:00",
+        exam_digest=stack.digest,
+        scorer="exact",
+        max_new_tokens=8,
+        engine=stack.digest,
+        items=((0.0, 0.0, None),),
+    )
+    store.put_evidence(SCORES_TYPE, record, stack)
+    assert "exact      ?  n=1" in render(describe(store, "support", trust))
