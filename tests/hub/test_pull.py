@@ -18,6 +18,7 @@ from lamina.core.errors import (
     ShareError,
     StoreError,
     StoreFullError,
+    TrustError,
     UsageError,
 )
 from lamina.core.manifests import NAMING_TYPE, REF_NAME, SCORES_TYPE, ScoresEvidence
@@ -27,6 +28,7 @@ from lamina.export.parity import logits_of
 from lamina.flows.adapters import export
 from lamina.flows.hub import pull
 from lamina.flows.publish import Landing
+from lamina.flows.trust import Trust
 from lamina.share.hub import BLOBS, INDEX
 from lamina.share.hub_source import HubSource
 from lamina.stack.compile import compile_stack
@@ -361,6 +363,20 @@ def test_over_what_has_to_be_said(hub, store, adapter):
     with pytest.raises(CheckError):
         pulled(hub, store, "org/lora", on=BASE, confirm=lambda _: False)
     assert not hub.asked("GET", "*/resolve/*")
+
+
+def test_an_adapter_that_the_policy_refuses_is_not_fetched(hub, store, adapter, tmp_path):
+    trust = Trust(tmp_path / "config")
+    trust.folder.mkdir()
+    (trust.folder / "policy.toml").write_text('[[rules]]\nsource = "hf:org/*"\n')
+    hub.add("org/lora", adapter)
+    with pytest.raises(TrustError, match="refused by rule 1 of the trust policy"):
+        pulled(hub, store, "org/lora", on=BASE, name="theirs", trust=trust)
+    shown = pulled(hub, store, "org/lora", dry_run=True, trust=trust)
+    assert "REFUSED" in shown["text"]
+    assert not hub.asked("GET", "*/resolve/*")
+    hub.add("else/lora", {**adapter, "README.md": CARD}, large=("adapter_model.safetensors",))
+    assert pulled(hub, store, "else/lora", on=BASE, name="theirs", trust=trust)["layer"]
 
 
 def test_a_stack_needs_no_parent(there, other):
