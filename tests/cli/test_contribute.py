@@ -279,7 +279,12 @@ def test_other_parents(ann, keeper, offer):
 def test_a_copy_of_anothers_layer_under_a_new_author(ann, keeper, offer):
     theirs = forge.turned(forge.factors_of(ann.home, "sums"))
     forge.put(ann.home, "mine", "minus", theirs, author="Eve")
-    refused(keeper, offer("mine"), "its weights are those of sums @", same=False)
+    refused(keeper, offer("mine"), "100% of its update is that of sums @", same=False)
+    own = forge.factors_of(ann.home, "minus")  # half of it, and smaller, is a copy still
+    names = sorted(own)[: len(own) // 2]
+    mixed = own | {name: theirs[name].weighted(3.0) for name in names}
+    forge.put(ann.home, "mixed", "minus", mixed, author="Eve", origin="imported", recipe=None)
+    refused(keeper, offer("mixed"), "of its update is that of sums @", same=False)
 
 
 def test_what_a_licence_forbids_to_share_is_not_proposed_without_a_reason(ann, keeper, tmp_path):

@@ -25,8 +25,10 @@ from lamina.stack.resolve import ResolvedLayer, ResolvedStack
 from lamina.store.layout import Store
 
 SAME = 0.95
-"""Cosine between two layers from which one is called a copy of the other: two trainings on the same
-rows from other seeds stay far below."""
+"""Cosine between two updates of one linear, up to sign, from which one is a copy of the other: two
+trainings on the same rows from other seeds stay far below."""
+COPIED = 0.5
+"""Share of a layer's |dW|^2 in such linears from which it is a copy."""
 COMPARED = 64
 """Most layers that a new one is compared with, the newest first."""
 AGAINST = -0.3
@@ -135,24 +137,31 @@ def _copies(
     for (other, theirs), size in others:
         if other.digest in credited or not norm or not size:
             continue
-        cosine = _inner(factors, theirs) / (norm * size)
-        if cosine < SAME:
+        copied = _copied(factors, theirs) / norm**2
+        if copied < COPIED:
             continue
         who = other.config.author or "somebody unnamed"
         mine = set(people(layer.config.author)) >= set(people(other.config.author))
         found.append(
             Oddity(
                 not (mine and other.config.author),
-                f"its weights are those of {other.config.name} @{short(other.digest)} by {who} "
-                f"(cosine {cosine:.3f}), whom it does not credit",
+                f"{copied:.0%} of its update is that of {other.config.name} "
+                f"@{short(other.digest)} by {who}, whom it does not credit",
             )
         )
     return found
 
 
-def _inner(a: LayerFactors, b: LayerFactors) -> float:
-    both = [(a[module], b[module]) for module in set(a) & set(b)]
-    return sum(inner_product(mine, theirs) for mine, theirs in both if _fit(mine, theirs))
+def _copied(a: LayerFactors, b: LayerFactors) -> float:
+    """The sum of |dW_a|^2 over the linears where it is b's, larger or smaller or negated."""
+    found = 0.0
+    for module in sorted(set(a) & set(b)):
+        mine, theirs = a[module], b[module]
+        if _fit(mine, theirs):
+            squared, other = squared_norm(mine), squared_norm(theirs)
+            inner = inner_product(mine, theirs)
+            found += squared if inner**2 >= SAME**2 * squared * other > 0 else 0.0
+    return found
 
 
 def _fit(a: Factors, b: Factors) -> bool:
