@@ -255,6 +255,26 @@ def test_an_index_that_is_no_such_thing_is_refused(there, other, spoil):
     untouched(other)
 
 
+def test_a_push_mends_an_index_that_somebody_spoilt(there, store, other):
+    repo = there.repos["org/agent"]
+    repo.commit("spoilt", {**repo.head.files, INDEX: b"{"}, set(repo.head.large))
+    found, said = pushed(there, store)
+    assert any("written anew" in text for text in said.sentences)
+    assert pulled(there, other)["stack"] == found["stack"]
+
+
+def test_evidence_that_is_not_there_whole_is_not_kept(there, store, other):
+    repo = there.repos["org/agent"]
+    index = json.loads(repo.head.files[INDEX])
+    lost = {**index["manifests"][1], "digest": "sha256:" + "3" * 64}
+    files = {**repo.head.files, INDEX: json.dumps(
+        {**index, "manifests": [*index["manifests"], lost]}).encode()}  # fmt: skip
+    repo.commit("half", files, set(repo.head.large))
+    pushed(there, store)
+    assert json.loads(repo.head.files[INDEX]) == index
+    pulled(there, other)
+
+
 def test_evidence_of_others_stays_when_we_push_again(there, store, other):
     """Somebody else's record about the layer, put there by a push of theirs."""
     pulled(there, other)
