@@ -25,8 +25,10 @@ from lamina.core.names import Name
 from lamina.core.report import Silent
 from lamina.export.parity import logits_of
 from lamina.flows.adapters import export
+from lamina.flows.card import gather
 from lamina.flows.hub import pull
 from lamina.flows.publish import Landing
+from lamina.share.card import render
 from lamina.share.hub import BLOBS, INDEX
 from lamina.share.hub_source import HubSource
 from lamina.stack.compile import compile_stack
@@ -35,6 +37,7 @@ from lamina.store.layout import Store
 from lamina.store.refs import SUBJECT
 from tests.flows.world import Said
 from tests.hub.state import Fault
+from tests.hub.test_card import CERTIFICATE
 from tests.hub.world import place, pushed
 from tests.stacks import BASE, new_store, put_stack
 
@@ -367,6 +370,8 @@ def test_an_adapter_becomes_a_layer(hub, store, adapter):
     assert layer.config.licence == "apache-2.0"
     assert layer.config.author == "org"
     assert found["pulled"] == f"hf:org/lora@{hub.repos['org/lora'].head.oid}"
+    card = render(gather(store, resolve(store, "theirs"), certificate=CERTIFICATE), "peft")
+    assert "taken from another tool's files (peft: `adapter_config.json`" in card
     assert not hub.asked("GET", "*.bin")
     assert not hub.asked("GET", "*.py")
 
