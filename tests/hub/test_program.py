@@ -64,6 +64,7 @@ def test_what_makes_no_sense_is_refused(hub, lamina, arguments, why):
     assert hub.repos == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "path", "arrived"),
     [
@@ -110,6 +111,7 @@ def whole(name, hub, store):
     assert {f"{BLOBS}{item.digest[7:]}" for item in everything} <= set(files)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [2000, 5000])
 def test_a_disk_that_fills_up_leaves_nothing_half(hub, store, lamina, tmp_path, most):
     """`most`: bytes that a file may have; the index has more than the first, factors more than the
@@ -207,6 +209,7 @@ def test_a_layer_by_its_digest_is_pushed_as_the_stack_it_tops(hub, store):
     assert found["stack"] == resolve(store, "second").digest
 
 
+@pytest.mark.slow
 def test_signatures_travel(hub, store, lamina, tmp_path):
     config = {"LAMINA_CONFIG": str(tmp_path / "config")}
     wait(lamina("key", "new", "--name", "ann@example.org", **config)).done()
