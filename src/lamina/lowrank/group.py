@@ -104,15 +104,20 @@ class Group:
         return None if self._a_RI is None else x_NI @ self._a_RI.T
 
     def forward(
-        self, x_NI: Tensor, residual_NO: Tensor | None = None
+        self, x_NI: Tensor, residual_NO: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """y (N, O), with a residual added in the same product, and u = x A^T (N, R)."""
-        if residual_NO is None:
-            y_NO = nn.functional.linear(x_NI, self.weight_OI, self.bias_O)
-        else:
-            y_NO = torch.addmm(residual_NO, x_NI, self.weight_OI.T)
+        """y (N, O), in `out` where it is given, with a residual added in the same product, and
+        u = x A^T (N, R)."""
+        if residual_NO is not None:
+            y_NO = torch.addmm(residual_NO, x_NI, self.weight_OI.T, out=out)
             if self.bias_O is not None:
                 y_NO += self.bias_O
+        elif out is None:
+            y_NO = nn.functional.linear(x_NI, self.weight_OI, self.bias_O)
+        elif self.bias_O is None:
+            y_NO = torch.mm(x_NI, self.weight_OI.T, out=out)
+        else:
+            y_NO = torch.addmm(self.bias_O, x_NI, self.weight_OI.T, out=out)
         u_NR = self.narrow(x_NI)
         if u_NR is None:
             return y_NO, None
