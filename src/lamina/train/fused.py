@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lamina.bases.families import backbone
 from lamina.core import heap
+from lamina.kernels import native
 from lamina.kernels.choose import chosen
 from lamina.kernels.sizes import Heads, Places
 from lamina.lowrank.group import Group
@@ -216,6 +217,9 @@ def fuse(
     layers = []
     for each in inner.layers:
         layers.append(_layer(each, heads, grouped))
+        if ops is native:
+            for group in layers[-1].groups:
+                group.use_native()
         heap.give_back()  # the weights as they lay before: holes that nothing of their size fits
     decoder = FusedDecoder(
         model, ops, tuple(layers), checkpointing=checkpointing, prefixes=prefixes
