@@ -3,7 +3,9 @@
 Each configuration is one `lamina train` by command, in a process of its own, exam and naming
 included. Before it a probe (`flows.probe`, once for each base and dtype, about 20 seconds) measures
 this machine, and the same functions as in `lamina plan` say what the run will take; nothing of the
-run itself is known then. `error`: the prediction over the measurement, less one.
+run itself is known then. A second of fixed work right before the run tells how busy the machine is
+beside the time of the probe (`pulse`), and scales what is said. `error`: the prediction over the
+measurement, less one.
 
 The clock is the processor's time of one thread, of probe and run alike, so that neither counts what
 other programs on the machine take (`wall`: by the clock on the wall, for comparison). Memory: the
@@ -53,6 +55,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "deep": {"on": "plan-deep", "rows": "dolly", "steps": 20},
     "modules": {"on": "plan-modules", "rows": "gsm8k", "batch_tokens": 1024, "steps": 20},
 }  # fmt: skip
+PROGRAM = (sys.executable, "-c", "from lamina.cli.app import main; main()")
 QUICK = ("wide", "modules")
 SHARED = {"exams": ["loss"], "held_out": 0.1, "held_out_max": 12, "warmup": 0.0}
 FILES = {"gsm8k": "train_gsm8k.jsonl", "dolly": "train_dolly_small.jsonl"}
@@ -145,9 +148,15 @@ def predict(directory: Path, name: str, given: dict[str, Any], data: Path) -> di
     planned = of_training(store, stack, request, read([str(path)]))
     calibration = probe.kept(store, stack, recipe.dtype)
     assert calibration is not None
-    found = estimate(planned.run, calibration)
+    beat = probe.pulse(time.process_time)
+    found = estimate(planned.run, calibration, beat)
     needed = memory.predict(planned.shapes, planned.work, calibration.resident)
-    return {"seconds": found.seconds, "phases": found.phases, "memory": needed.bytes}
+    return {
+        "seconds": found.seconds,
+        "phases": found.phases,
+        "memory": needed.bytes,
+        "pulse": beat / calibration.pulse,
+    }
 
 
 def measure(directory: Path, name: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -157,9 +166,9 @@ def measure(directory: Path, name: str, given: dict[str, Any]) -> dict[str, Any]
     recipe.write_text(json.dumps(SHARED | fields))
     path = directory / f"plan-{name.replace(' ', '-')}.jsonl"
     command = [
-        sys.executable, "-c", "from lamina.cli.app import main; main()", "train", "--on", given.get("on", BASE), "--data",
-        str(path), "--as", given.get("as", "plan-run"), "--recipe", str(recipe), "--again",
-        "--accept-regression", "trained for a moment only", "--json",
+        *PROGRAM, "train", "--on", given.get("on", BASE), "--data", str(path), "--as",
+        given.get("as", "plan-run"), "--recipe", str(recipe), "--again", "--accept-regression",
+        "trained for a moment only", "--json",
     ]  # fmt: skip
     began = time.perf_counter()
     run = subprocess.Popen(
@@ -229,6 +238,7 @@ def compare(directory: Path, given: Any) -> dict[str, Any]:
             "predicted_seconds": round(said["seconds"], 2),
             "measured_seconds": round(took["seconds"], 2),
             "error": round(said["seconds"] / took["seconds"] - 1, 4),
+            "pulse": round(said["pulse"], 3),
             "wall": round(took["wall"], 2),
             "training_seconds": took["training_seconds"],
             "predicted_bytes": said["memory"],

@@ -6,6 +6,7 @@ the rates that explain the medians. The rest (loading, folding, optimiser, check
 answering, directions of old rows) is timed once each.
 """
 
+import json
 import platform
 import tempfile
 import time
@@ -69,6 +70,8 @@ OTHER_RANK = 4
 """How many times the rank is the other one that passes are timed at."""
 AT_OTHER_RANK = (2, 7)
 """Which of SHAPES those are."""
+BEATS = 40
+"""Of a pulse."""
 WHOLE = 1 << 30
 """Tokens at once: all."""
 
@@ -138,6 +141,7 @@ def probe(
     base = replace(stack, layers=())
     reporter.say(f"measuring what a step takes on {stack.label}: about {seconds:.0f} seconds")
     dtype = DTYPES[recipe.dtype]
+    before = pulse(clock)
     directory = base_directory(store, base.base)
     rates["open"] = _timed(clock, base_format, store, base)[1]
     rates["open"] += _timed(clock, empty_model, directory)[1]
@@ -167,8 +171,25 @@ def probe(
         seconds=round(clock() - began, 2),
         rates=rates,
         misfit=round(misfit, 4),
+        pulse=(before + pulse(clock)) / 2,
         resident=resident,
     )
+
+
+def pulse(clock: Clock = time.perf_counter) -> float:
+    """Seconds of a fixed piece of work, about as a run's is made: products in bfloat16, memory that
+    is moved, and Python. Takes about a second."""
+    a, b = torch.ones(512, 1024).bfloat16(), torch.ones(1024, 1024).bfloat16()
+    moved = torch.zeros(4 << 20)
+
+    def beat() -> None:
+        for _ in range(4):
+            a @ b.T
+        moved.add_(1.0)
+        json.dumps([{"n": n} for n in range(5000)])
+
+    beat()
+    return sum(_timed(clock, beat)[1] for _ in range(BEATS)) / BEATS
 
 
 def _timed(clock: Clock, work: Callable[..., Any], *given: Any) -> tuple[Any, float]:

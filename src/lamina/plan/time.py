@@ -186,6 +186,8 @@ class Calibration(Value):
     rates: dict[str, Seconds]
     misfit: Seconds = 0.0
     """Median relative difference between the fit and what it was fitted to."""
+    pulse: Seconds = 0.0
+    """That a fixed piece of work took beside the probe: how busy the machine was."""
     resident: Annotated[int, Field(ge=0)] = 0
     """Bytes of a process with the libraries and nothing else."""
     speed: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
@@ -205,8 +207,12 @@ class Estimate(NamedTuple):
         return sum(self.phases.values())
 
 
-def estimate(run: Run, calibration: Calibration) -> Estimate:
-    """Seconds of each phase. A rate that was not measured counts nothing."""
+def estimate(run: Run, calibration: Calibration, pulse: float | None = None) -> Estimate:
+    """Seconds of each phase. A rate that was not measured counts nothing.
+
+    `pulse`: what the fixed piece of work takes now; where the machine is busier than when it was
+    probed, everything takes as much longer.
+    """
     rates = calibration.rates
     found = {
         phase: sum(rates.get(name, 0.0) * amount for name, amount in some.items())
@@ -214,6 +220,8 @@ def estimate(run: Run, calibration: Calibration) -> Estimate:
     }
     for phase in ("steps", "held-out"):
         found[phase] *= calibration.speed
+    if pulse and calibration.pulse:
+        found = {phase: t * pulse / calibration.pulse for phase, t in found.items()}
     busy = found["steps"] + found["held-out"]
     found["checkpoints"] += busy // CHECKPOINT_SECONDS * rates.get("save", 0.0) * run.factors
     return Estimate(found)
