@@ -25,6 +25,7 @@ from lamina.cli import (
     list_,
     log,
     merge,
+    plan,
     propose,
     pull,
     push,
@@ -75,6 +76,7 @@ def _root(
 
 for command in (
     quickstart,
+    plan,
     train,
     update,
     refresh,

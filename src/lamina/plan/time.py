@@ -190,10 +190,6 @@ class Calibration(Value):
     """That a fixed piece of work took beside the probe: how busy the machine was."""
     resident: Annotated[int, Field(ge=0)] = 0
     """Bytes of a process with the libraries and nothing else."""
-    speed: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """Training seconds of past runs over what these rates say of them."""
-    runs: int = 0
-    """Past runs that `speed` is the median of."""
 
 
 class Estimate(NamedTuple):
@@ -218,8 +214,6 @@ def estimate(run: Run, calibration: Calibration, pulse: float | None = None) -> 
         phase: sum(rates.get(name, 0.0) * amount for name, amount in some.items())
         for phase, some in amounts(run).items()
     }
-    for phase in ("steps", "held-out"):
-        found[phase] *= calibration.speed
     if pulse and calibration.pulse:
         found = {phase: t * pulse / calibration.pulse for phase, t in found.items()}
     busy = found["steps"] + found["held-out"]
