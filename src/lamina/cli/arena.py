@@ -59,7 +59,7 @@ def arena(
         typer.Option(
             min=0,
             metavar="PRICE",
-            help="Of an hour of this machine. [default: what hardware.toml says of it, if anything]",
+            help="Of an hour of this machine. [default: what hardware.toml says of it]",
             show_default=False,
         ),
     ] = None,
