@@ -11,7 +11,6 @@ import os
 import random
 import shutil
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +62,7 @@ def moved(hub: HubState, folder: Path, quick: bool) -> dict[str, Any]:
     push(mine, f"@{nine.digest[7:]}", place, Silent())
     pull(theirs, place, Silent(), Landing(name="nine"))
     before = hub.uploaded()
-    started = time.perf_counter()
     sent = push(mine, "ten", place, Silent())
-    push_s = time.perf_counter() - started
     uploaded = hub.uploaded() - before
     received = pull(theirs, place, Silent(), Landing(name="ten"))["received"]
     top = resolve(mine, "ten").layers[-1].manifest
@@ -82,7 +79,6 @@ def moved(hub: HubState, folder: Path, quick: bool) -> dict[str, Any]:
         "received_bytes": received,
         "pull_over_layer": received / payload,
         "push_over_layer_and_adapter": uploaded / (payload + joined),
-        "push_s": push_s,
     }
 
 

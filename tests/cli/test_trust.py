@@ -54,6 +54,14 @@ def test_sign_verify_revoke(program):
     assert "compromised" in program("key", "list").done().out
 
 
+def test_verify_of_a_damaged_manifest_is_a_no(program):
+    store = Store.open(program.home)
+    digest = store.names()["support"]["latest"].digest
+    path = store.path(digest)
+    path.write_bytes(path.read_bytes().replace(b"lamina", b"animal", 1))
+    program("verify", "support").refused("don't match their digest", code=1)
+
+
 def test_a_passphrase_comes_from_a_file_and_never_from_an_argument(program, tmp_path):
     (tmp_path / "words").write_text("correct horse\n")
     (tmp_path / "others").write_text("battery staple\n")

@@ -3,8 +3,16 @@ import shutil
 import pytest
 
 from lamina.core.errors import StoreError, TrustError, UsageError
-from lamina.core.manifests import JSON_TYPE, SIGNATURE_TYPE, ImageManifest, SignatureEvidence
+from lamina.core.manifests import (
+    JSON_TYPE,
+    SCORES_TYPE,
+    SIGNATURE_TYPE,
+    ImageManifest,
+    ScoresEvidence,
+    SignatureEvidence,
+)
 from lamina.core.names import Name
+from lamina.flows.hosting import Host
 from lamina.flows.inventory import describe, history, render, render_history
 from lamina.flows.trust import (
     Trust,
@@ -19,6 +27,7 @@ from lamina.flows.trust import (
 from lamina.share.policy import FILE, Subject
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
+from lamina.web.errors import refusal
 from tests.store import make
 
 
@@ -171,3 +180,36 @@ def test_a_signature_goes_where_its_store_goes(store, trust, tmp_path):
     assert signatures(copy, theirs, stack)[0].state == "unknown"
     theirs.keys.trust(trust.keys.find("anna").line, "anna-of-legal")
     assert signatures(copy, theirs, stack)[0].name == "anna-of-legal"
+
+
+def test_scores_of_no_weight_are_shown_as_none(store, trust):
+    stack = store.resolve(Name("support"))
+    record = ScoresEvidence(
+        created="2026-01-01T00:00:00+00:00",
+        exam_digest=stack.digest,
+        scorer="exact",
+        max_new_tokens=8,
+        engine=stack.digest,
+        items=((0.0, 0.0, None),),
+    )
+    store.put_evidence(SCORES_TYPE, record, stack)
+    assert "exact      ?  n=1" in render(describe(store, "support", trust))
+
+
+def test_a_server_refuses_what_the_policy_refuses_until_it_is_signed(store, trust):
+    store.move("alone", make.put_stack(store, "one"), expected=None)
+    (trust.folder / FILE).write_text('unsigned = "refuse"\ncheck = ["serve"]\n')
+
+    def never(store, base):
+        raise AssertionError("nothing is loaded to resolve a name")
+
+    host = Host(store, never, trust=trust)
+    with pytest.raises(TrustError):
+        host.resolve("alone")
+    refused = refusal(TrustError("no", faults=["because"], hint="see /home/anna/policy.toml"))
+    assert (refused.status, refused.message) == (403, "no; because")
+    sign(store, trust, "alone")
+    assert host.resolve("alone").digest == store.resolve(Name("alone")).digest
+    trust.keys.revoke("anna", "compromised")
+    with pytest.raises(TrustError):
+        host.resolve("alone")

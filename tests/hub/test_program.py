@@ -1,6 +1,7 @@
 """The program as a whole against a stand-in of the Hub: commands, kills, what stays at home."""
 
 import json
+import resource
 import signal
 import threading
 
@@ -12,6 +13,7 @@ from lamina.core.names import Name
 from lamina.share.hub import BLOBS, INDEX
 from lamina.share.parcel import parcel_of
 from lamina.stack.resolve import resolve
+from lamina.store.layout import Store
 from lamina.store.refs import ANYTHING
 from tests.cli.program import start, wait
 from tests.flows.world import FIRST, learned
@@ -24,8 +26,8 @@ def lamina(hub, store):
     """The command line in a child of its own, with this Hub as the Hub."""
     variables = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_writer", "HF_HUB_DISABLE_XET": "1"}
 
-    def run(*arguments, home=store.root, **more):
-        return start(home, *arguments, env={**variables, **more})
+    def run(*arguments, home=store.root, preexec_fn=None, **more):
+        return start(home, *arguments, env={**variables, **more}, preexec_fn=preexec_fn)
 
     return run
 
@@ -62,6 +64,7 @@ def test_what_makes_no_sense_is_refused(hub, lamina, arguments, why):
     assert hub.repos == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "path", "arrived"),
     [
@@ -106,6 +109,29 @@ def whole(name, hub, store):
     wanted = parcel_of(store, named[0])
     everything = (*wanted.blobs, *wanted.manifests, *wanted.evidence)
     assert {f"{BLOBS}{item.digest[7:]}" for item in everything} <= set(files)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("most", [2000, 5000])
+def test_a_disk_that_fills_up_leaves_nothing_half(hub, store, lamina, tmp_path, most):
+    """`most`: bytes that a file may have; the index has more than the first, factors more than the
+    second."""
+    pushed(hub, store, with_base=True)
+    weights = resolve(store, "second").layers[0].manifest.blob("adapter_model.safetensors")
+    index = len(hub.repos["org/agent"].head.files[INDEX])
+    assert 2000 < index < 5000 < weights.size
+    home = tmp_path / "elsewhere"
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+    child = lamina("pull", "hf:org/agent", home=home, preexec_fn=limit)
+    wait(child).refused("no space left", "free space")
+    there = Store.open(home)
+    assert there.names() == {}
+    assert there.verify().faults == ()
+    wait(lamina("pull", "hf:org/agent", home=home)).done()
+    assert Store.open(home).verify().faults == ()
 
 
 # -- what stays at home ----------------------------------------------------------------------------
@@ -183,6 +209,7 @@ def test_a_layer_by_its_digest_is_pushed_as_the_stack_it_tops(hub, store):
     assert found["stack"] == resolve(store, "second").digest
 
 
+@pytest.mark.slow
 def test_signatures_travel(hub, store, lamina, tmp_path):
     config = {"LAMINA_CONFIG": str(tmp_path / "config")}
     wait(lamina("key", "new", "--name", "ann@example.org", **config)).done()

@@ -18,6 +18,7 @@ from lamina.core.errors import (
     ShareError,
     StoreError,
     StoreFullError,
+    TrustError,
     UsageError,
 )
 from lamina.core.manifests import NAMING_TYPE, REF_NAME, SCORES_TYPE, ScoresEvidence
@@ -25,8 +26,11 @@ from lamina.core.names import Name
 from lamina.core.report import Silent
 from lamina.export.parity import logits_of
 from lamina.flows.adapters import export
+from lamina.flows.card import gather
 from lamina.flows.hub import pull
 from lamina.flows.publish import Landing
+from lamina.flows.trust import Trust
+from lamina.share.card import render
 from lamina.share.hub import BLOBS, INDEX
 from lamina.share.hub_source import HubSource
 from lamina.stack.compile import compile_stack
@@ -35,6 +39,7 @@ from lamina.store.layout import Store
 from lamina.store.refs import SUBJECT
 from tests.flows.world import Said
 from tests.hub.state import Fault
+from tests.hub.test_card import CERTIFICATE
 from tests.hub.world import place, pushed
 from tests.stacks import BASE, new_store, put_stack
 
@@ -255,6 +260,26 @@ def test_an_index_that_is_no_such_thing_is_refused(there, other, spoil):
     untouched(other)
 
 
+def test_a_push_mends_an_index_that_somebody_spoilt(there, store, other):
+    repo = there.repos["org/agent"]
+    repo.commit("spoilt", {**repo.head.files, INDEX: b"{"}, set(repo.head.large))
+    found, said = pushed(there, store)
+    assert any("written anew" in text for text in said.sentences)
+    assert pulled(there, other)["stack"] == found["stack"]
+
+
+def test_evidence_that_is_not_there_whole_is_not_kept(there, store, other):
+    repo = there.repos["org/agent"]
+    index = json.loads(repo.head.files[INDEX])
+    lost = {**index["manifests"][1], "digest": "sha256:" + "3" * 64}
+    files = {**repo.head.files, INDEX: json.dumps(
+        {**index, "manifests": [*index["manifests"], lost]}).encode()}  # fmt: skip
+    repo.commit("half", files, set(repo.head.large))
+    pushed(there, store)
+    assert json.loads(repo.head.files[INDEX]) == index
+    pulled(there, other)
+
+
 def test_evidence_of_others_stays_when_we_push_again(there, store, other):
     """Somebody else's record about the layer, put there by a push of theirs."""
     pulled(there, other)
@@ -347,6 +372,8 @@ def test_an_adapter_becomes_a_layer(hub, store, adapter):
     assert layer.config.licence == "apache-2.0"
     assert layer.config.author == "org"
     assert found["pulled"] == f"hf:org/lora@{hub.repos['org/lora'].head.oid}"
+    card = render(gather(store, resolve(store, "theirs"), certificate=CERTIFICATE), "peft")
+    assert "taken from another tool's files (peft: `adapter_config.json`" in card
     assert not hub.asked("GET", "*.bin")
     assert not hub.asked("GET", "*.py")
 
@@ -361,6 +388,20 @@ def test_over_what_has_to_be_said(hub, store, adapter):
     with pytest.raises(CheckError):
         pulled(hub, store, "org/lora", on=BASE, confirm=lambda _: False)
     assert not hub.asked("GET", "*/resolve/*")
+
+
+def test_an_adapter_that_the_policy_refuses_is_not_fetched(hub, store, adapter, tmp_path):
+    trust = Trust(tmp_path / "config")
+    trust.folder.mkdir()
+    (trust.folder / "policy.toml").write_text('[[rules]]\nsource = "hf:org/*"\n')
+    hub.add("org/lora", adapter)
+    with pytest.raises(TrustError, match="refused by rule 1 of the trust policy"):
+        pulled(hub, store, "org/lora", on=BASE, name="theirs", trust=trust)
+    shown = pulled(hub, store, "org/lora", dry_run=True, trust=trust)
+    assert "REFUSED" in shown["text"]
+    assert not hub.asked("GET", "*/resolve/*")
+    hub.add("else/lora", {**adapter, "README.md": CARD}, large=("adapter_model.safetensors",))
+    assert pulled(hub, store, "else/lora", on=BASE, name="theirs", trust=trust)["layer"]
 
 
 def test_a_stack_needs_no_parent(there, other):

@@ -262,7 +262,14 @@ def test_what_passes_is_retried(hub, store, fault):
         ("POST", "*/commit/main"),
     ],
 )
-@pytest.mark.parametrize("how", [{"status": 500}, {"drop": "before"}, {"status": 400}])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"drop": "before"},
+        pytest.param({"status": 500}, marks=pytest.mark.slow),
+        pytest.param({"status": 400}, marks=pytest.mark.slow),
+    ],
+)
 def test_what_does_not_pass_leaves_the_old_commit(hub, store, method, path, how):
     pushed(hub, store, "first")
     before = head(hub).oid

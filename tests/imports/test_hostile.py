@@ -237,6 +237,23 @@ def test_spoiled_files_are_read_rightly_or_refused(store, tmp_path, kind):
     assert outcomes["refused"] > 100, outcomes
 
 
+@pytest.mark.parametrize("kind", ["peft", "checkpoint", "gguf-lora", "kohya", "mlx"])
+def test_what_is_not_what_it_is_said_to_be(store, tmp_path, kind):
+    """--from overrides the guess, never the checks."""
+    (tmp_path / "empty").mkdir()
+    text = tmp_path / "x.txt"
+    text.write_text("hello, this is no file of weights")
+    gguf = write_gguf_lora(tmp_path / "a.gguf")
+    paths = [tmp_path / "empty", tmp_path / "none", text, *([] if kind == "gguf-lora" else [gguf])]
+    if kind == "checkpoint":
+        paths.remove(gguf)  # transformers is asked, which says that it is no model
+    for path in paths:
+        before = contents(store)
+        with pytest.raises(LayerError):
+            taken(store, path, kind=kind)
+        assert contents(store) == before
+
+
 def test_options_that_make_no_sense(store, tmp_path):
     folder = str(adapter(tmp_path / "a"))
     for how, reason in (

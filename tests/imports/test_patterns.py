@@ -34,7 +34,7 @@ PLAIN = [
 def test_as_peft_matches(pattern):
     other = pytest.importorskip("peft.utils.other")
     table = {pattern: 7, "down_proj": 5}
-    assert pattern_faults({"rank_pattern": table}, "rank_pattern") == []
+    assert pattern_faults({"rank_pattern": table}, "rank_pattern", MODULES) == []
     ready = compiled({"rank_pattern": table}, "rank_pattern")
     for module in MODULES:
         theirs = table.get(other.get_pattern_key(table, module), 3)
@@ -44,12 +44,24 @@ def test_as_peft_matches(pattern):
 @pytest.mark.parametrize(
     "pattern",
     ["(a+)+$", "(a|a)*b", "(?P<n>a)(?P=n)", "(?=a)*", "((a*)b)*", ".*.*.*a", "a{1000}", "[", "(",
-     "a**", "x" * 3000, "(.*)*", "\\1", "(?i:a)", "(a)+?", "(a){2,}"],
+     "a**", "a?" * 30 + "b", "(a|aa)" * 30, "(a|b)?" * 30, "(" + "(a|aa)" * 12 + "|b)", "x" * 3000,
+     "(.*)*", "\\1", "(?i:a)", "(a)+?", "(a){2,}"],
 )  # fmt: skip
 def test_expressions_that_could_run_for_hours(pattern):
     assert refusal(pattern)
-    assert pattern_faults({"rank_pattern": {pattern: 2}}, "rank_pattern")
+    assert pattern_faults({"rank_pattern": {pattern: 2}}, "rank_pattern", MODULES)
     assert selects(pattern, MODULES) is None
+
+
+def test_a_table_has_a_budget():
+    """Each expression is quick, all of them on all modules are not."""
+    names = [f"model.layers.{n}.self_attn.q_proj" for n in range(300)]
+    slow = {f".*(a|b|c|d)(e|f|g|h).*{n}": 2 for n in range(100)}
+    assert all(refusal(pattern) is None for pattern in slow)
+    (fault,) = pattern_faults({"rank_pattern": slow}, "rank_pattern", names)
+    assert "too long" in fault
+    plain = dict.fromkeys(names, 2)
+    assert pattern_faults({"rank_pattern": plain}, "rank_pattern", names) == []
 
 
 @given(st.text(alphabet="ab.*+?()[]{}|\\d,1^$", max_size=40))

@@ -69,6 +69,28 @@ def test_losses_and_gradients_are_those_of_the_models_own_forward(family, target
     torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-7)  # and so are gradients
 
 
+def test_memory_of_one_step_serves_the_next():
+    """Steps of other sizes, one that has no way back, two before either's: the same bits."""
+    batches = [collate([row(n, seed=n) for n in some], PAD) for some in ((9, 30), (5,), (40, 40))]
+    small = plain("llama", torch.float32, num_hidden_layers=3)
+    linears = families.linears(small)
+
+    def gradient(decoder, attachment, some):
+        attachment.zero_grad()
+        for loss in [token_losses(decoder, batch).mean() for batch in some]:
+            loss.backward()
+        return attachment.flat.grad.clone()
+
+    with attached(small, factors_for(linears), linears) as attachment:
+        used = fuse(small)[0]
+        for some in (batches[:1], batches[1:2], batches[2:], batches, batches[::-1]):
+            found = gradient(used, attachment, some)
+            again = [piece.data_ptr() for free in used._pool._free.values() for piece in free]
+            assert len(set(again)) == len(again) > 0
+            token_losses(used, batches[0])
+            assert torch.equal(found, gradient(fuse(small)[0], attachment, some))
+
+
 def test_only_upper_layers_trained():
     targets = ("layers.2.mlp.down_proj", "layers.1.self_attn.k_proj")
     made = [plain("llama", torch.float64, num_hidden_layers=3) for _ in range(2)]
@@ -193,7 +215,8 @@ def test_a_trained_stack_may_turn_rounding_into_anything():
         ids = torch.arange(8, 25)
         with torch.no_grad():
             own = small.model(input_ids=ids[None]).last_hidden_state[0].double()
-            ours = decoder._hidden(ids, torch.tensor([0, 17]), torch.arange(17), 1).double()
+            places = decoder.places(ids, torch.tensor([0, 17]))
+            ours = decoder.hidden(ids, places, torch.arange(17)).double()
         assert (ours - own).norm() / own.norm() > fused.TOLERANCE[torch.bfloat16]
 
 

@@ -4,12 +4,14 @@ Every GGUF becomes bfloat16, whatever its own types: one rule, one identity for 
 """
 
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from lamina.bases.header import MAX_TENSORS
 from lamina.bases.identity import CONFIG, SPECIAL_TOKENS, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from lamina.bases.normal import normal_config, normal_tokenizer_config, write_json
 from lamina.bases.quiet import quiet
@@ -18,6 +20,10 @@ from lamina.core.errors import BaseError
 
 STORED_DTYPE = torch.bfloat16
 _MAGIC = b"GGUF"
+_HEAD = struct.Struct("<4sIQQ")
+"""Magic, version, number of tensors, number of keys."""
+_VERSIONS = (2, 3)
+MAX_KEYS = 100_000
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
@@ -71,9 +77,18 @@ def _write_tokenizer(tokenizer: Any, config: dict[str, Any], out: Path) -> None:
 
 def _check_file(file: Path) -> None:
     with file.open("rb") as handle:
-        magic = handle.read(len(_MAGIC))
-    if magic != _MAGIC:
+        head = handle.read(_HEAD.size)
+    if not head.startswith(_MAGIC):
         raise BaseError(f"{file} is not a GGUF file", hint="give a file that llama.cpp can read")
+    hint = "it is cut short or damaged; fetch it again"
+    if len(head) < _HEAD.size:
+        raise BaseError(f"{file.name} is cut short", hint=hint)
+    _, version, tensors, keys = _HEAD.unpack(head)
+    if version not in _VERSIONS or tensors > MAX_TENSORS or keys > MAX_KEYS:
+        raise BaseError(
+            f"{file.name} cannot be used: GGUF version {version}, {tensors} tensors, {keys} keys",
+            hint=hint,
+        )
     if _SPLIT.search(file.name):
         raise BaseError(
             f"{file.name} is one part of a split GGUF",

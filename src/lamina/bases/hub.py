@@ -15,6 +15,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from lamina.bases.quiet import quiet
 from lamina.core.digest import CHUNK_BYTES, digest_bytes, digest_file
 from lamina.core.errors import BaseError, LaminaError
+from lamina.core.files import clear_os_errors
 
 HUB_SECONDS = 4.0
 """How long a Hub that does not answer is waited for before a base is looked for elsewhere."""
@@ -129,7 +130,7 @@ def download(
     folder = into / repo.name.replace("/", "--") / repo.commit
     progress(f"hf:{repo.name}@{repo.commit[:12]}: downloading")
     try:
-        with quiet():
+        with quiet(), clear_os_errors(f"downloading into {folder}"):
             snapshot_download(
                 repo.name,
                 revision=repo.commit,
@@ -139,6 +140,8 @@ def download(
             )
     except (GatedRepoError, RepositoryNotFoundError) as error:
         raise cannot(f"hf:{repo.name}", repo.commit[:12], error, raises) from error
+    except LaminaError:  # no space left
+        raise
     except Exception as error:  # see find
         raise raises(
             f"hf:{repo.name}@{repo.commit[:12]} was not downloaded to the end: {reason(error)}",

@@ -27,6 +27,7 @@ from lamina.cli import (
     list_,
     log,
     merge,
+    plan,
     propose,
     pull,
     push,
@@ -78,6 +79,7 @@ def _root(
 for command in (
     quickstart,
     advise,
+    plan,
     train,
     update,
     refresh,

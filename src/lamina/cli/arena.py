@@ -55,7 +55,13 @@ def arena(
         typer.Option(min=0, metavar="PRICE", help="Of a million tokens that it answers."),
     ] = None,
     price_hour: Annotated[
-        float | None, typer.Option(min=0, metavar="PRICE", help="Of an hour of this machine.")
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="PRICE",
+            help="Of an hour of this machine. [default: what hardware.toml says of it]",
+            show_default=False,
+        ),
     ] = None,
     send_private: Annotated[
         bool,
@@ -77,7 +83,10 @@ def arena(
     """
     from lamina.flows.arena import Match, Prices
     from lamina.flows.arena import arena as run
+    from lamina.plan.hardware import HOUR, THIS
 
+    if price_hour is None:
+        price_hour = environment.hardware().money(THIS, HOUR)
     outcome = run(
         environment.open_store(),
         stack,

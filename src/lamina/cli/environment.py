@@ -1,7 +1,7 @@
 """The one place that reads the environment.
 
 LAMINA_HOME    the store's folder (default: the platform's data folder)
-LAMINA_CONFIG  folder of keys and policy.toml (default: the platform's config folder)
+LAMINA_CONFIG  folder of keys, policy.toml and hardware.toml (default: the platform's config folder)
 LAMINA_AUTHOR  author recorded in the layers you train (default: none)
 OPENAI_API_KEY the key that `lamina arena` shows an endpoint (--key-variable names another)
 
@@ -20,6 +20,7 @@ from lamina.core.plain import line_fault
 
 if TYPE_CHECKING:
     from lamina.flows.trust import Trust
+    from lamina.plan.hardware import Profiles
     from lamina.share.wire import Access
     from lamina.store.layout import Store
 
@@ -79,6 +80,19 @@ def trust_to_show() -> "Trust | None":
         return trust()
     except UsageError:
         return None
+
+
+def hardware() -> "Profiles":
+    """Machines and prices: those that are shipped, with the user's own file on top.
+
+    Raises UsageError for a file with unknown keys or wrong values.
+    """
+    from lamina.plan.hardware import FILE, profiles
+
+    try:
+        return profiles(_config() / FILE)
+    except RuntimeError:  # no home folder, hence no file in it
+        return profiles()
 
 
 def author() -> str | None:

@@ -6,6 +6,7 @@ import typer
 
 from lamina.cli import environment, options
 from lamina.cli.output import print_json, print_text, size
+from lamina.core.errors import CheckError, CorruptBlobError, MissingBlobError
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +48,10 @@ def verify(
 def _one(what: str, json: bool) -> None:
     from lamina.flows.trust import check_stored, render_check
 
-    found = check_stored(environment.open_store(), environment.trust(), what)
+    try:
+        found = check_stored(environment.open_store(), environment.trust(), what)
+    except (CorruptBlobError, MissingBlobError) as error:  # so badly that nothing more can be said
+        raise CheckError(error.message, faults=error.faults, hint=error.hint) from None
     if json:
         print_json(found)
     else:

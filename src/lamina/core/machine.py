@@ -1,10 +1,13 @@
 """What memory this process has and what the machine has left."""
 
+import os
 import resource
 import sys
 from pathlib import Path
 
 STATUS = Path("/proc/self/status")
+OWN_STAT = Path("/proc/self/stat")
+UPTIME = Path("/proc/uptime")
 MEMINFO = Path("/proc/meminfo")
 GROUPS = Path("/sys/fs/cgroup")
 """Where control groups are: their limits count, wherever the process is in the tree."""
@@ -26,6 +29,15 @@ def peak() -> int:
     """Bytes of this process that were in memory at once, at most so far."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+def age() -> float:
+    """Seconds since this process began; 0 where the system does not say. proc(5), field 22."""
+    words = "".join(_lines(OWN_STAT)).rpartition(")")[2].split()
+    up = "".join(_lines(UPTIME)).split()
+    if len(words) < 20 or not up:
+        return 0.0
+    return max(0.0, float(up[0]) - int(words[19]) / os.sysconf("SC_CLK_TCK"))
 
 
 def free() -> int | None:

@@ -9,6 +9,8 @@ import math
 from typing import Any, NoReturn
 
 MAX_DEPTH = 32
+ROW_DEPTH = 64
+"""Of rows: tools have schemas, and these nest."""
 MAX_VALUES = 2_000_000
 """Most commas, colons and brackets: what a value takes in memory is many times its text."""
 _DIGITS = 20

@@ -14,6 +14,7 @@ from typing import Any, Self
 from lamina.core.digest import canonical_json, compact_json
 from lamina.core.errors import DataError
 from lamina.core.recipe import ScorerName
+from lamina.core.strict import ROW_DEPTH, loads
 from lamina.core.values import Value
 from lamina.data.example import Example, Message, ToolCall, kind
 
@@ -263,10 +264,10 @@ def from_jsonl(data: bytes) -> tuple[ExamItem, ...]:
         if not line.strip():
             continue
         try:
-            items.append(ExamItem.from_json(json.loads(line)))
+            items.append(ExamItem.from_json(loads(line, depth=ROW_DEPTH)))
         except DataError as error:
             faults += [f"line {number}: {fault}" for fault in error.faults]
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             faults.append(f"line {number}: not JSON: {error}")
     if faults:
         raise DataError("these exam questions cannot be read", faults=faults)

@@ -66,7 +66,7 @@ def gather(
     licences = certificate["licences"]
     namings = store.evidence(stack.digest, NAMING_TYPE, NamingEvidence)
     return Facts(
-        label=stack.label,
+        label=_called(stack),
         stack=stack.digest,
         base=CardBase(
             stack.base_config, public_source((stack.base.annotations or {}).get(SOURCE)) or ""
@@ -83,6 +83,12 @@ def gather(
         max_lora_rank=certificate.get("max_lora_rank"),
         where=where,
     )
+
+
+def _called(stack: ResolvedStack) -> str:
+    """What the user calls it; by a digest, what its top layer is called."""
+    by_digest = stack.label.startswith(("@", "sha256:"))
+    return stack.layers[-1].config.name if by_digest and stack.layers else stack.label
 
 
 def _columns(exams: Sequence[Exam]) -> list[tuple[str, str, int]]:

@@ -106,7 +106,7 @@ def fit(
     begun = (run.directory / checkpoint.FILE).exists()
 
     def predicted(way: Setting, remembered: int = 0) -> Prediction:
-        work = replace(_work(spec, beneath, rows, way), remembered=remembered)
+        work = replace(work_of(spec, beneath, rows, way), remembered=remembered)
         return predict(shapes, work, resident)
 
     given = Setting(recipe.pass_tokens, recipe.checkpointing)
@@ -118,7 +118,7 @@ def fit(
     way, needed = first_fit(ways, lambda each: predicted(each).bytes, enough)
     if way is None:
         leanest = Setting(min(LEAST_PASS, recipe.batch_tokens), checkpointing=True)
-        work = _work(spec, beneath, rows, leanest)
+        work = work_of(spec, beneath, rows, leanest)
         raise _refusal(spec, shapes, work, resident, enough, needed)
     remembered = min(_remembered(shapes, recipe, rows), enough - needed)
     found = predicted(way, remembered)
@@ -212,7 +212,8 @@ def _source(name: str) -> str:
     return f"{parent}.in" if leaf in _READ_TOGETHER else name
 
 
-def _work(spec: runs.RunSpec, beneath: ResolvedStack, rows: Rows, way: Setting) -> Work:
+def work_of(spec: runs.RunSpec, beneath: ResolvedStack, rows: Rows, way: Setting) -> Work:
+    """What is to be done with the model, for `plan.memory`."""
     recipe = spec.recipe
     at_once = min(recipe.batch_tokens, way.pass_tokens or recipe.batch_tokens)
     shares = bool(recipe.rehearsal)

@@ -16,9 +16,10 @@ from lamina.bases import hub as bases_hub
 from lamina.bases.hub import HubRepo
 from lamina.bases.quiet import quiet
 from lamina.core.digest import short
-from lamina.core.errors import CheckError, LayerError, ShareError, UsageError
+from lamina.core.errors import CheckError, LayerError, ShareError, StoreError, UsageError
 from lamina.core.files import TEMP_PREFIX
 from lamina.core.licences import Licensed
+from lamina.core.manifests import Descriptor
 from lamina.core.report import Reporter, Silent
 from lamina.core.sizes import size_text
 from lamina.flows.card import card
@@ -83,7 +84,7 @@ def push(
     with _work_folder(store) as work:
         reporter.event({"event": "examining", "text": f"exporting {text}, then loading it back"})
         files, certificate = _files(store, stack, place, work, why, licences)
-        upload = _planned(store, parcel, place, repo, files, work)
+        upload = _planned(store, parcel, place, repo, files, work, reporter)
         data = travelling_data(stack, parcel)
         for row in data:
             reporter.say(f"goes along of {say(row)}")
@@ -267,17 +268,20 @@ def _planned(
     repo: HubRepo | None,
     files: dict[str, Content],
     work: Path,
+    reporter: Reporter,
 ) -> Upload:
     """What has to change in the repository."""
-    if repo is None or not hub.is_stack(repo):
-        return hub_upload.plan(place, repo, files | hub_upload.layout(store, parcel))
-    source = HubSource(repo, work / "there", place, lambda _: None)
-    others = hub_upload.others_evidence(source, parcel)
-    kept = []
-    for item in others:
-        manifest = source.parse(item.digest)
-        kept += [item.digest, manifest.config.digest, *(blob.digest for blob in manifest.layers)]
-    paths = [hub.blob_file(digest) for digest in kept]
+    others: list[Descriptor] = []
+    paths: list[str] = []
+    if repo is not None and hub.is_stack(repo):
+        try:
+            source = HubSource(repo, work / "there", place, lambda _: None)
+        except StoreError as error:
+            reporter.say(f"what lists the stack there is damaged, and is written anew: {error}")
+        else:
+            for item, named in hub_upload.others_evidence(source, parcel):
+                others.append(item)
+                paths += named
     return hub_upload.plan(place, repo, files | hub_upload.layout(store, parcel, others), paths)
 
 

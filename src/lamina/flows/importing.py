@@ -80,7 +80,7 @@ def take_in(store: Store, request: Request, reporter: Reporter) -> dict[str, Any
     with tempfile.TemporaryDirectory(prefix="lamina-import-") as temporary:
         path = located(store, request.source, reporter)
         kind, path = (asked, path) if asked else detect(path)
-        if asked == "peft" and path.is_file():
+        if kind in ("peft", "mlx") and path.is_file():
             path = path.parent
         base = beneath(
             base_directory(store, stack.base),

@@ -109,7 +109,7 @@ def describe(store: Store, text: str, trust: Trust | None = None) -> dict[str, A
                 "exam": record.exam_digest,
                 "scorer": record.scorer,
                 "n": len(record.items),
-                "value": sum(i[0] for i in record.items) / sum(i[1] for i in record.items),
+                "value": _value(record),
             }
             for record in store.evidence(descriptor.digest, SCORES_TYPE, ScoresEvidence)
         ],
@@ -125,6 +125,12 @@ def _licences(store: Store, text: str) -> dict[str, Any] | None:
     with contextlib.suppress(UnknownNameError):
         return licences_of(store, resolve(store, text, force=True)).to_json()
     return None
+
+
+def _value(record: ScoresEvidence) -> float | None:
+    """A record's mean; None where it has no weight, as a stranger may write it."""
+    weight = sum(item[1] for item in record.items)
+    return sum(item[0] for item in record.items) / weight if weight else None
 
 
 def _base(store: Store, name: str, trust: Trust | None) -> dict[str, Any]:
@@ -174,7 +180,8 @@ def render(found: dict[str, Any]) -> str:
     if found["licences"]:
         lines += ["", *licence_lines(found["licences"])]
     for score in found["scores"]:
-        lines.append(f"  {score['scorer']:<10} {score['value']:.4f}  n={score['n']}")
+        value = "?" if score["value"] is None else f"{score['value']:.4f}"
+        lines.append(f"  {score['scorer']:<10} {value}  n={score['n']}")
     return "\n".join(lines)
 
 

@@ -118,7 +118,7 @@ def job_of(
         model=compiled.model,
         linears=linears,
         rows=rows.train.rows,
-        rehearsal=_pools(spec, rows),
+        rehearsal=pools_of(spec, rows),
         eval_rows=rows.held,
         recipe=recipe,
         pad_id=compiled.pad_id,
@@ -152,7 +152,7 @@ def rows_of(
     return fitting.Rows(train_set, held, older, parents)
 
 
-def _pools(spec: runs.RunSpec, rows: fitting.Rows) -> tuple[Pool, ...]:
+def pools_of(spec: runs.RunSpec, rows: fitting.Rows) -> tuple[Pool, ...]:
     """A run's old rows: those of the layer's own older versions, and those of the layers beneath.
 
     An update's recipe is about the first. The others keep the share that a new layer gives them,

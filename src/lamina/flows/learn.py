@@ -95,8 +95,8 @@ def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run:
         f"{len(parts.held_out)} held out"
         + (f", {dataset.duplicates} duplicates left out" if dataset.duplicates else "")
     )
-    exams = _exams(request, name.name, parts.held_out)
-    spec = _spec(request, name.name, beneath, dataset, exams)
+    exams = exams_of(request, name.name, parts.held_out)
+    spec = spec_of(request, name.name, beneath, dataset, exams)
     files = runs.contents(
         parts.train,
         parts.held_out,
@@ -116,13 +116,14 @@ def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run:
     return runs.write(store.runs_dir / spec.id, spec, files)
 
 
-def _spec(
+def spec_of(
     request: Request,
     name: str,
     beneath: ResolvedStack,
     dataset: Dataset,
     exams: Sequence[tuple[ExamSpec, bytes]],
 ) -> runs.RunSpec:
+    """What a run is asked to do, once its rows are known."""
     return runs.RunSpec(
         id=runs.new_id(name),
         created=runs.moment(),
@@ -170,7 +171,7 @@ def _growth(
     return growth(store, stack, spec.stack.layers, spec.name, marks)
 
 
-def _exams(
+def exams_of(
     request: Request, name: str, held_out: Sequence[Example]
 ) -> list[tuple[ExamSpec, bytes]]:
     """The layer's own exam, one spec a scorer, from held-out rows and --exam files."""

@@ -20,10 +20,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
-from lamina.core.errors import UsageError
+from lamina.core.errors import DataError, UsageError
 from lamina.core.manifests import JSONL_TYPE, Descriptor, LayerConfig, RehearsalSet
 from lamina.core.report import Reporter
 from lamina.core.seeds import derive
+from lamina.core.strict import ROW_DEPTH, loads
 from lamina.data.example import Example
 from lamina.data.filters import Forbidden
 from lamina.flows import descent, runs
@@ -282,9 +283,18 @@ def put(
 def of_layers(store: Store, layers: Sequence[ResolvedLayer]) -> tuple[Example, ...]:
     """The rehearsal sets of layers, lowest layer first; layers without one add nothing."""
     blobs = [layer.manifest.blob(FILE) for layer in layers]
-    return tuple(
-        Example.from_json(json.loads(line))
-        for blob in blobs
-        if blob is not None
-        for line in store.read(blob.digest).splitlines()
-    )
+    found: list[Example] = []
+    for layer, blob in zip(layers, blobs, strict=True):
+        for number, line in enumerate(store.read(blob.digest).splitlines() if blob else (), 1):
+            try:
+                row = loads(line, depth=ROW_DEPTH)
+                if not isinstance(row, dict):
+                    raise ValueError("not an object")
+                found.append(Example.from_json(row))
+            except ValueError as error:  # a DataError is one
+                raise DataError(
+                    f"the rehearsal set of layer {layer.config.name} cannot be read",
+                    faults=[f"line {number}: {error}"],
+                    hint="without old rows: --rehearsal 0",
+                ) from None
+    return tuple(found)

@@ -19,6 +19,7 @@ from lamina.core.errors import LayerError, UsageError
 from lamina.export.gguf_family import Family, family_of
 from lamina.imports.adapter import MERGE_FIRST, Adapter, Pair, Stored, shown
 from lamina.imports.base import Beneath
+from lamina.imports.files import refuse_pickle
 
 _KEY = re.compile(r"(?P<tensor>.+)\.lora_(?P<side>[ab])")
 _MAGIC = b"GGUF"
@@ -70,6 +71,7 @@ _WANTED = (
 
 def opened(path: Path) -> GGUFReader:
     """A GGUF file's header and views of its tensors. Raises LayerError."""
+    refuse_pickle(path)
     with path.open("rb") as handle:
         head = handle.read(_HEADER_BYTES)
     if head[:4] != _MAGIC or len(head) < _HEADER_BYTES:

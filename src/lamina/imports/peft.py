@@ -57,7 +57,7 @@ def read(folder: Path, base: Beneath) -> Adapter:
     config = json_of(folder / CONFIG_FILE)
     weights = folder / WEIGHTS_FILE
     tensors = tensors_of(weights)
-    faults = _config_faults(config)
+    faults = _config_faults(config, base)
     sorted_keys = _Keys(tensors, faults)
     pairs = _pairs(config, sorted_keys, base, faults) if not faults else {}
     if not sorted_keys.sides and not sorted_keys.rest:
@@ -139,7 +139,7 @@ class _Keys:
             self._adapters.add(adapter)
 
 
-def _config_faults(config: Mapping[str, Any]) -> list[str]:
+def _config_faults(config: Mapping[str, Any], base: Beneath) -> list[str]:
     """Everything in the config that makes the update something else than W + s B A."""
     if config.get("peft_type") != "LORA":
         return [
@@ -158,7 +158,9 @@ def _config_faults(config: Mapping[str, Any]) -> list[str]:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 < value <= MAX_ALPHA:
             faults.append(f"{key} is {shown(repr(value))}, not a number from 0 to {MAX_ALPHA:g}")
-    return faults + pattern_faults(config, "rank_pattern") + pattern_faults(config, "alpha_pattern")
+    for key in ("rank_pattern", "alpha_pattern"):
+        faults += pattern_faults(config, key, base.shapes.keys())
+    return faults
 
 
 def _pairs(

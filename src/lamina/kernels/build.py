@@ -14,7 +14,7 @@ import torch
 from lamina.core.digest import digest_json
 from lamina.core.version import __version__
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "decode.cpp"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "decode.cpp", "product.cpp"))
 HEADERS = (Path(__file__).with_name("simd.h"),)
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
 COMPILERS = ("c++", "g++", "clang++")

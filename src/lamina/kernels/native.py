@@ -4,6 +4,7 @@ Tensors must be contiguous where `cpu.cpp` does not take a stride.
 """
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -132,6 +133,56 @@ def cross_entropy(z_NV: Tensor, index_NK: Tensor, share_NK: Tensor, *, gradient:
     sizes = (*z_NV.shape, index_NK.shape[1], gradient)
     library().cross_entropy(*map(_at, (z_NV, index_NK, share_NK, losses_N)), *map(_long, sizes))
     return losses_N
+
+
+def takes(inputs: int, outs: Sequence[int], ranks: Sequence[int]) -> bool:
+    """Whether `product` and `product_back` take linears of these sizes that read one tensor."""
+    rows = (*outs, inputs)
+    return inputs % 32 == 0 and not any(n % LANES for n in rows) and not any(r % 2 for r in ranks)
+
+
+def product(
+    x_NI: Tensor,
+    weight_OI: Tensor,
+    update: tuple[Tensor, Sequence[tuple[int, slice, Tensor | None]]] | None,
+    residual_NO: Tensor | None,
+    out: Tensor | None,
+) -> Tensor:
+    """y = x W^T + u B^T + residual (N, O), rounded once; a row's bits are its own.
+
+    `update`: u (N, R), and for each member its outputs, its columns of u and its B (outs, ranks),
+    None where it has none. Sizes as in `takes`; all contiguous.
+    """
+    u_NR, members = update or (None, [(len(weight_OI), slice(0, 0), None)])
+    parts = torch.tensor(
+        [
+            (0 if b is None else b.data_ptr(), outs, at.start, 0 if b is None else b.shape[1])
+            for outs, at, b in members
+        ]
+    )
+    (n, i), o = x_NI.shape, len(weight_OI)
+    y_NO = x_NI.new_empty(n, o) if out is None else out
+    library().product_forward(
+        _at(x_NI), _at(weight_OI), _or_none(residual_NO), _or_none(u_NR), _at(y_NO), _at(parts),
+        *map(_long, (len(parts), n, i, o, 0 if u_NR is None else u_NR.shape[1])),
+    )  # fmt: skip
+    return y_NO
+
+
+def product_back(g_NO: Tensor, weight_OI: Tensor, update: tuple[Tensor, Tensor] | None) -> Tensor:
+    """dx = g W + v A (N, I), rounded once; `update`: v (N, R) and A (R, I)."""
+    v_NR, a_RI = update or (None, None)
+    (n, o), i = g_NO.shape, weight_OI.shape[1]
+    dx_NI = g_NO.new_empty(n, i)
+    library().product_back(
+        _at(g_NO), _at(weight_OI), _or_none(v_NR), _or_none(a_RI), _at(dx_NI),
+        *map(_long, (n, i, o, 0 if v_NR is None else v_NR.shape[1])),
+    )  # fmt: skip
+    return dx_NI
+
+
+def _or_none(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None) if tensor is None else _at(tensor)
 
 
 def _parts(qkv_NW: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:

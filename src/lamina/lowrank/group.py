@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lamina.kernels import native
 from lamina.lowrank.linear import LowRankLinear
 
 
@@ -36,6 +37,7 @@ class Group:
         bases = [m.base if isinstance(m, LowRankLinear) else m for m in members]
         self.updates = [m if isinstance(m, LowRankLinear) else None for m in members]
         self.outs = [base.out_features for base in bases]
+        self._inputs = {base.in_features for base in bases}
         self.weight_OI = self._joined(bases)
         biases = [base.bias for base in bases]
         self.bias_O: Tensor | None = None
@@ -48,6 +50,13 @@ class Group:
             )
         self._a_RI: Tensor | None = None
         self._parts: list[_Part] = []
+        self._own = False
+
+    def use_native(self) -> None:
+        """Take the processor's own product where it knows these sizes (bfloat16, no biases)."""
+        inputs = next(iter(self._inputs), 0)
+        ranks = [0 if each is None else len(each.a) for each in self.updates]
+        self._own = self.bias_O is None and native.takes(inputs, self.outs, ranks)
 
     def _joined(self, bases: Sequence[nn.Linear]) -> Tensor:
         """The members' weights side by side (sum of O, I); theirs become views of it."""
@@ -99,20 +108,40 @@ class Group:
         inputs = parts[0].update.a.shape[1]
         return self.weight_OI.new_empty(column, inputs), parts
 
+    def _members(self) -> list[tuple[int, slice, Tensor | None]]:
+        """Each member's outputs, its columns of u, and its s B."""
+        parts = {part.outs.start: part for part in self._parts}
+        found: list[tuple[int, slice, Tensor | None]] = []
+        start = 0
+        for out in self.outs:
+            part = parts.get(start)
+            found.append((out, slice(0, 0), None) if part is None else (out, part.ranks, part.b_OR))
+            start += out
+        return found
+
     def narrow(self, x_NI: Tensor) -> Tensor | None:
         """u = x A^T (N, R); None without an update."""
         return None if self._a_RI is None else x_NI @ self._a_RI.T
 
     def forward(
-        self, x_NI: Tensor, residual_NO: Tensor | None = None
+        self, x_NI: Tensor, residual_NO: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """y (N, O), with a residual added in the same product, and u = x A^T (N, R)."""
-        if residual_NO is None:
-            y_NO = nn.functional.linear(x_NI, self.weight_OI, self.bias_O)
-        else:
-            y_NO = torch.addmm(residual_NO, x_NI, self.weight_OI.T)
+        """y (N, O), in `out` where it is given, with a residual added in the same product, and
+        u = x A^T (N, R)."""
+        if self._own:
+            u_NR = self.narrow(x_NI)
+            members = None if u_NR is None else (u_NR, self._members())
+            return native.product(x_NI, self.weight_OI, members, residual_NO, out), u_NR
+        if residual_NO is not None:
+            y_NO = torch.addmm(residual_NO, x_NI, self.weight_OI.T, out=out)
             if self.bias_O is not None:
                 y_NO += self.bias_O
+        elif out is None:
+            y_NO = nn.functional.linear(x_NI, self.weight_OI, self.bias_O)
+        elif self.bias_O is None:
+            y_NO = torch.mm(x_NI, self.weight_OI.T, out=out)
+        else:
+            y_NO = torch.addmm(self.bias_O, x_NI, self.weight_OI.T, out=out)
         u_NR = self.narrow(x_NI)
         if u_NR is None:
             return y_NO, None
@@ -123,6 +152,9 @@ class Group:
     def input_gradient(self, g_NO: Tensor) -> tuple[Tensor, Tensor | None]:
         """dx = g W + v A (N, I), and v = g (s B) (N, R)."""
         v_NR = self._through_b(g_NO)
+        if self._own:
+            update = None if v_NR is None or self._a_RI is None else (v_NR, self._a_RI)
+            return native.product_back(g_NO, self.weight_OI, update), v_NR
         dx_NI = g_NO @ self.weight_OI
         if v_NR is not None and self._a_RI is not None:
             dx_NI.addmm_(v_NR, self._a_RI)

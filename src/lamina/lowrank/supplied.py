@@ -63,11 +63,11 @@ class SuppliedGroup(Group):
         return self._like
 
     def forward(
-        self, x_NI: Tensor, residual_NO: Tensor | None = None
+        self, x_NI: Tensor, residual_NO: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """As `Group.forward`, with the frozen layers' update."""
         self.weight_OI = self._supplier() if self._held is None else self._held
-        y_NO, u_NR = super().forward(x_NI, residual_NO)
+        y_NO, u_NR = super().forward(x_NI, residual_NO, out)
         self.weight_OI = self._like
         if self._term is not None:
             f_KI, e_OK = self._term

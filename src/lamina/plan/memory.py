@@ -165,11 +165,13 @@ def predict(shapes: Shapes, work: Work, resident: int) -> Prediction:
     }
     standing = fixed + weights
     looked = _forward_only(shapes, work, work.evaluation)
+    # what layers keep stays for the next step, but not their inputs (train.layer.Pool)
+    pooled = kept if shapes.fused and not work.checkpointing else 0
     phases = {
         "folding": _folding(shapes, work, fixed, work.beneath),
         "looking at old rows": standing + 12 * factors + 4 * shapes.still + _before(shapes, work),
         "training": round(sum(parts.values()) + SLACK * (kept + passing)),
-        "evaluation": standing + training + protected + work.remembered + looked,
+        "evaluation": standing + training + protected + work.remembered + pooled + looked,
         "exam": _exam(shapes, work, fixed),
     }
     return Prediction(phases, parts)

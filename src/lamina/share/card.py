@@ -6,11 +6,11 @@ only writes them down. Words of other people go through `card_text`.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from lamina.core.digest import short
-from lamina.core.manifests import Credit
+from lamina.core.manifests import Credit, ImportRecord
 from lamina.exams.report import LEGEND, MARKS, Cell, interval_text, value_text
 from lamina.share import card_use
 from lamina.share.card_facts import CardLayer, Facts, Form, hub_name
@@ -112,6 +112,8 @@ def _story(layer: CardLayer) -> list[str]:
         )
     elif not config.sources:
         said.append("data not on record")
+    if config.imported is not None:
+        said += _imported(config.imported)
     if recipe is not None:
         said.append(
             f"rank {recipe.rank}, learning rate {recipe.lr:g}, {recipe.steps or '?'} steps of "
@@ -135,6 +137,17 @@ def _story(layer: CardLayer) -> list[str]:
             f"{found.logits_difference:.1e}"
         )
     return said
+
+
+def _imported(record: ImportRecord) -> Iterator[str]:
+    """Where an imported layer comes from, and what was lost on the way."""
+    files = ", ".join(code(file.name) for file in record.files)
+    made_on = f", made on {code(record.made_on)}" if record.made_on else ""
+    yield f"taken from another tool's files ({record.kind}: {files}){made_on}"
+    if record.error is not None:
+        yield f"{record.error:.1e} of the difference was lost, as no low-rank layer can hold it"
+    if record.left_out:
+        yield f"{_count(len(record.left_out), 'tensor')} that differ were left out"
 
 
 def _credited(credit: Credit) -> str:

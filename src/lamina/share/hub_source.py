@@ -103,6 +103,10 @@ class HubSource:
             )
         return named[0]
 
+    def has(self, digest: str) -> bool:
+        """Whether the repository lists a blob or manifest."""
+        return blob_file(digest) in self._repo.files
+
     def manifest(self, digest: str) -> bytes:
         """A manifest's bytes. Raises MissingBlobError, ShareError."""
         return self._whole(digest, MANIFEST_LIMIT)

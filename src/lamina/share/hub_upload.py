@@ -1,6 +1,6 @@
 """One commit to a Hub repository: only what differs, all of it or nothing."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,10 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from lamina.bases import hub
 from lamina.bases.hub import HubRepo, reason
 from lamina.bases.quiet import quiet
-from lamina.core.errors import (
-    ShareError,
-    UsageError,
-)
+from lamina.core.errors import MissingBlobError, ShareError, StoreError, UsageError
 from lamina.core.manifests import (
     REF_NAME,
     Descriptor,
@@ -70,17 +67,25 @@ def layout(store: Store, parcel: Parcel, kept: Iterable[Descriptor] = ()) -> dic
     return files
 
 
-def others_evidence(source: HubSource, parcel: Parcel) -> tuple[Descriptor, ...]:
-    """What others have added in the repository about the same objects, such as signatures."""
+def others_evidence(
+    source: HubSource, parcel: Parcel
+) -> Iterator[tuple[Descriptor, tuple[str, ...]]]:
+    """(index entry, its files) of what others have added there about the same objects, such as
+    signatures. What is damaged or not there whole is left out."""
     own = {item.digest for item in parcel.evidence}
     known = {parcel.root.digest, *own, *(item.digest for item in parcel.manifests)}
-    kept: list[Descriptor] = []
     for item in source.index.manifests:
         subject = (item.annotations or {}).get(SUBJECT)
-        if subject in known and item.digest not in own:
-            kept.append(item)
+        if subject not in known or item.digest in known:
+            continue
+        try:
+            manifest = source.parse(item.digest)
+        except (StoreError, MissingBlobError):
+            continue
+        digests = (item.digest, manifest.config.digest, *(b.digest for b in manifest.layers))
+        if all(map(source.has, digests)):
             known.add(item.digest)
-    return tuple(kept)
+            yield item, tuple(map(blob_file, digests))
 
 
 def plan(

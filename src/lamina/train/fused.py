@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from lamina.bases.families import backbone
 from lamina.core import heap
+from lamina.kernels import native
 from lamina.kernels.choose import chosen
 from lamina.kernels.sizes import Heads, Places
 from lamina.lowrank.group import Group
 from lamina.lowrank.supplied import Scratch, group_of
 from lamina.tokens.batch import Batch
-from lamina.train.layer import Layer, LayerFunction, Room, forward
+from lamina.train.layer import Layer, LayerFunction, Pool, Room, forward
 from lamina.train.prefix import Prefixes
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
@@ -51,6 +52,7 @@ class FusedDecoder:
     ) -> None:
         self.model, self.checkpointing = model, checkpointing
         self._ops, self._layers = ops, layers
+        self._pool = Pool()
         self._inner: Any = backbone(model)
         learning = [index for index, layer in enumerate(layers) if layer.learns]
         self._first = min(learning, default=len(layers))
@@ -103,8 +105,10 @@ class FusedDecoder:
         if x_NC is None:
             with torch.no_grad():
                 (x_NC,) = self._below([ids_N], [places])
-        room = self._room(x_NC)
         learning = bool(trained) and torch.is_grad_enabled()
+        room = self._room(x_NC)
+        if learning and x_NC.device.type == "cpu":
+            room = room._replace(pool=self._pool)
         if learning:
             x_NC.requires_grad_()
         for index, layer in enumerate(trained):
@@ -213,6 +217,9 @@ def fuse(
     layers = []
     for each in inner.layers:
         layers.append(_layer(each, heads, grouped))
+        if ops is native:
+            for group in layers[-1].groups:
+                group.use_native()
         heap.give_back()  # the weights as they lay before: holes that nothing of their size fits
     decoder = FusedDecoder(
         model, ops, tuple(layers), checkpointing=checkpointing, prefixes=prefixes

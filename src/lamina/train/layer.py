@@ -56,6 +56,28 @@ class Layer:
             yield
 
 
+class Pool:
+    """Memory for what layers keep, from one step to the next.
+
+    Memory that goes back to the system comes again page by page, filled with zeros, in the middle
+    of the product that writes it: a tenth of a step. Whoever takes a piece owns it; one that is
+    never given back (of a pass without a way back) goes with its last reference.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[int, torch.dtype], list[Tensor]] = {}
+
+    def take(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
+        """(rows, width), with whatever was left in it."""
+        free = self._free.get((width, dtype))
+        return free.pop().resize_(rows, width) if free else torch.empty(rows, width, dtype=dtype)
+
+    def give(self, *pieces: Tensor) -> None:
+        """Back, by whoever took them and holds them no longer."""
+        for each in pieces:
+            self._free.setdefault((each.shape[1], each.dtype), []).append(each)
+
+
 class Room(NamedTuple):
     """Where what only one product reads is written, layer after layer. Made anew at each layer it
     would leave a hole beside what is kept, which the next one of the same size does not fit (glibc
@@ -65,6 +87,14 @@ class Room(NamedTuple):
     """(N, C)."""
     h: Tensor | None
     """(N, F)."""
+    pool: Pool | None = None
+    """Where what is kept for the way back comes from, and goes to after it."""
+
+    def of(self, group: Group, x_NI: Tensor) -> Tensor | None:
+        """Where a product that is kept is written; None: anywhere."""
+        if self.pool is None:
+            return None
+        return self.pool.take(len(x_NI), sum(group.outs), x_NI.dtype)
 
 
 class Kept(NamedTuple):
@@ -103,16 +133,16 @@ def _until_down(
 ) -> tuple[Kept, Tensor]:
     """All of a layer but its last product: what is kept so far, and what that product reads."""
     normed, rstd_in = ops.norm(x_NC, layer.norm_in, layer.eps, room.normed)
-    qkv, u_qkv = layer.qkv.forward(normed)
+    qkv, u_qkv = layer.qkv.forward(normed, out=room.of(layer.qkv, x_NC))
     raw = None
     if layer.head_norms is not None:
         raw = ops.head_norm(qkv, layer.head_norms, layer.eps, layer.heads)
     if layer.rotated:
         ops.rotate(qkv, places, layer.heads)
     attended, lse = ops.attention(qkv, places, layer.heads)
-    mid, u_out = layer.out.forward(attended, x_NC)
+    mid, u_out = layer.out.forward(attended, x_NC, room.of(layer.out, x_NC))
     normed, rstd_mid = ops.norm(mid, layer.norm_mid, layer.eps, room.normed)
-    gu, u_up = layer.up.forward(normed)
+    gu, u_up = layer.up.forward(normed, out=room.of(layer.up, x_NC))
     us = (u_qkv, u_out, u_up)
     kept = Kept(x_NC, rstd_in, raw, qkv, attended, lse, mid, rstd_mid, gu, us)
     return kept, ops.swiglu(gu, room.h)
@@ -186,4 +216,6 @@ class LayerFunction(torch.autograd.Function):
         if isinstance(kept, Tensor):
             kept = again(ops, layer, kept, places, room)
         gx = backward(ops, layer, kept, g_NC.contiguous(), places, room, need_dx=need_dx)
+        if room.pool is not None:
+            room.pool.give(kept.qkv, kept.mid, kept.gu)
         return gx, None, None, None, None, None, None
