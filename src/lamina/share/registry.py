@@ -25,6 +25,9 @@ READ_BYTES = 1 << 18
 SMALL_BYTES = 1 << 18
 """Blobs up to this size are read in one go and asked for again where bytes are wrong."""
 ACCEPT = f"{MANIFEST_TYPE}, {INDEX_TYPE}"
+UNKNOWN_TRIES = 3
+"""How often a registry may say that it lacks what a manifest names: Debian's says so for a moment
+while somebody else puts the same thing."""
 _RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 _KEPT = re.compile(r"(?:bytes=)?0-(\d+)")
 _STREAM = "application/octet-stream"
@@ -209,7 +212,7 @@ class Registry:
 
         Raises ShareError when what is there afterwards is not what was sent.
         """
-        digest = digest_bytes(data)
+        digest, unknown = digest_bytes(data), 0
         for _ in range(self.wire.patience.attempts):
             answer = self.wire.send(
                 "PUT",
@@ -223,7 +226,10 @@ class Registry:
                 return "OCI-Subject" in answer.headers
             fault = _text(answer)
             if "BLOB_UNKNOWN" in fault and _names(data, fault):
-                break
+                unknown += 1
+                if unknown == UNKNOWN_TRIES:
+                    break
+                self.wire.patience.pause(unknown)
             self.wire.traffic.add(retried=1)
         raise ShareError(f"{self.ref.host} did not take manifest {digest}: {fault}")
 
