@@ -132,6 +132,27 @@ def test_the_trust_policy_is_asked_before_anything_lands(shared, other, registry
     assert unasked["signatures"] == []
 
 
+def test_a_signature_travels_and_is_believed_only_from_who_is_trusted(
+    program, other, registry, tmp_path
+):
+    place = registry.place("trust/signed")
+    theirs = {"LAMINA_CONFIG": str(tmp_path / "theirs")}
+    mine = {"LAMINA_CONFIG": str(tmp_path / "mine")}
+    program("key", "new", "--name", "ann", **theirs).done()
+    program("sign", "sums", **theirs).done()
+    program("push", "sums", place, "--with-base", **theirs).done()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "policy.toml").write_text('unsigned = "refuse"\n')
+    other("pull", place, **mine).refused("refused by", code=1)
+    public = tmp_path / "ann.pub"
+    public.write_text(program("key", "export", **theirs).done().out)
+    other("key", "trust", str(public), **mine).done()
+    pulled = other("pull", place, "--as", "signed", "--json", **mine).done()
+    assert "signed by ann" in pulled.err
+    assert pulled.json["preview"]["policy"]["signed_by"] == ["ann"]
+    other("verify", "signed", **mine).done()
+
+
 def test_from_python(made, registry, tmp_path, monkeypatch):
     import lamina
 

@@ -141,6 +141,39 @@ def test_blobs_are_mounted_from_another_repository(home, registry, access):
     assert second["sent"] < SIZE
 
 
+def test_where_nothing_can_be_mounted_it_is_sent(home, registry, access):
+    """The record says that a repository has blobs which it never had."""
+    from lamina.share import mounts
+
+    tall(home, NINE, size=SIZE)
+    parcel = parcel_of(home, home.resolve(Name("tall")).digest)
+    mounts.remember(home.cache_dir, parse_place(registry.place("no/such")), parcel.blobs)
+    pushed = push_(home, registry.place("mount/third"), access)
+    assert pushed["mounted"] == 0
+    assert pushed["sent"] > 9 * SIZE
+
+
+def test_a_refused_mount_is_no_failure(home, registry, access, monkeypatch):
+    from lamina.share import mounts
+    from tests.share import modern
+
+    real = modern._Handler._pass
+
+    def refuse(self):
+        if "mount=" not in self.path:
+            return real(self)
+        return self._answer(403, {}, b"")
+
+    monkeypatch.setattr(modern._Handler, "do_POST", refuse)
+    tall(home, NINE, size=SIZE)
+    parcel = parcel_of(home, home.resolve(Name("tall")).digest)
+    with modern.Modern(registry.port) as front:
+        place = f"oci://127.0.0.1:{front.port}/mount/refused"
+        other = parse_place(f"oci://127.0.0.1:{front.port}/mount/other")
+        mounts.remember(home.cache_dir, other, parcel.blobs)
+        assert push_(home, place, access)["sent"] > 9 * SIZE
+
+
 def test_unknown_tags_and_repositories_are_said(home, away, registry, place, access):
     tall(home, NINE)
     push_(home, place, access)
