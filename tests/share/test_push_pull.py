@@ -312,6 +312,25 @@ def test_skopeo_inspects_and_copies(home, away, registry, place, access, tmp_pat
         assert Store.open(layout).resolve(Name("tall")).digest == stack.digest
 
 
+@pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
+def test_a_mirror_keeps_the_evidence(home, away, registry, access, tmp_path):
+    stack = tall(home, NINE)
+    place = registry.place("sync/tall")
+    push_(home, place, access)
+    with registries.running(tmp_path / "second") as second:
+        flags = ["--src-tls-verify=false", "--dest-tls-verify=false", "--all"]
+        source = f"{registry.host}/sync/tall"
+        done = subprocess.run(
+            ["skopeo", "sync", "--src=docker", "--dest=docker", *flags, source, second.host],
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        pulled = pull_(with_base_of(away), f"oci://{second.host}/tall", access)
+    assert pulled["preview"]["evidence"] == len(parcel_of(home, stack.digest).evidence)
+    assert away.verify().clean
+
+
 def test_oras_reads_what_we_pushed(home, registry, place, access, tmp_path):
     import oras.client
 
