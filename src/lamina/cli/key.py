@@ -8,7 +8,6 @@ import typer
 from lamina.cli import environment, options
 from lamina.cli.output import print_json, print_text, table
 from lamina.cli.passphrase import File, from_file, new_passphrase
-from lamina.core.digest import short
 from lamina.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,6 +60,8 @@ def new(
 @app.command("list")
 def list_(json: options.Json = False) -> None:
     """List known keys: one's own, those of people who are trusted, and revoked ones."""
+    from lamina.core.digest import short  # pydantic: --help starts without
+
     keys = ring()
     own = keys.owned()
     found = keys.all()
@@ -113,6 +114,8 @@ def revoke(
     into a signature. With --retired those from before now still do. Others have to be told: each
     machine keeps its own keys.
     """
+    from lamina.core.digest import short  # pydantic: --help starts without
+
     done = ring().revoke(key, "retired" if retired else "compromised", reason)
     if json:
         print_json(_facts(done, mine=done.id in ring().owned()))

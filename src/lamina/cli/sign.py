@@ -7,7 +7,6 @@ import typer
 from lamina.cli import environment, options
 from lamina.cli.output import print_json, print_text
 from lamina.cli.passphrase import File, asker
-from lamina.core.digest import short
 
 
 def register(app: typer.Typer) -> None:
@@ -34,6 +33,7 @@ def sign(
     lamina sign support --statement "read by legal on 3 May"
     lamina verify support
     """
+    from lamina.core.digest import short
     from lamina.flows.trust import sign_object
 
     done = sign_object(

@@ -6,9 +6,6 @@ clipboard), and bidirectional overrides make text read differently from what it 
 
 import re
 import unicodedata
-from typing import Annotated
-
-from pydantic import AfterValidator
 
 MAX_LINE = 500
 """Most characters of a field that is shown on one line."""
@@ -54,17 +51,6 @@ def line_fault(text: str, limit: int = MAX_LINE) -> str | None:
         name = unicodedata.name(found[0], f"U+{ord(found[0]):04X}")
         return f"has a control character ({name} at {found.start()})"
     return None
-
-
-def _check_line(text: str) -> str:
-    fault = line_fault(text)
-    if fault:
-        raise ValueError(fault)
-    return text
-
-
-Line = Annotated[str, AfterValidator(_check_line)]
-"""Text of one line: at most MAX_LINE characters, no control characters, no bidi overrides."""
 
 
 def _written_out(found: re.Match[str]) -> str:

@@ -2,12 +2,13 @@
 
 import difflib
 import json
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from lamina.core.digest import canonical_json, digest_bytes
 from lamina.core.errors import UsageError
+from lamina.core.plain import line_fault
 
 
 class Value(BaseModel):
@@ -54,3 +55,14 @@ def _fault(model: type[BaseModel], item: Any) -> str:
     near = difflib.get_close_matches(str(item["loc"][-1]), list(model.model_fields), n=1)
     known = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(model.model_fields)}"
     return f"{where}: unknown key; {known}"
+
+
+def _check_line(text: str) -> str:
+    fault = line_fault(text)
+    if fault:
+        raise ValueError(fault)
+    return text
+
+
+Line = Annotated[str, AfterValidator(_check_line)]
+"""Text of one line: at most MAX_LINE characters, no control characters, no bidi overrides."""

@@ -36,8 +36,7 @@ from lamina.core.errors import (
     UsageError,
 )
 from lamina.core.files import atomic_writer, clear_os_errors
-from lamina.core.plain import Line
-from lamina.core.values import Value
+from lamina.core.values import Line, Value
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
