@@ -8,6 +8,8 @@ answering, directions of old rows) is timed once each.
 
 import json
 import platform
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -129,15 +131,17 @@ def probe(
     recipe: Recipe,
     reporter: Reporter,
     *,
-    start: float = 0.0,
+    start: float | None = None,
     seconds: float = SECONDS,
     clock: Clock = time.perf_counter,
 ) -> Calibration:
-    """Measure everything, in about `seconds`. `start`: what it took to get here, imports included.
+    """Measure everything, in about `seconds`. `start`: what it took to get here, imports included;
+    None: a process is begun for that.
 
     Raises BaseError, UsageError for targets that name nothing.
     """
-    began, rates, resident = clock(), {"start": start}, machine.resident()
+    began, resident = clock(), machine.resident()
+    rates = {"start": _beginning() if start is None else start}
     base = replace(stack, layers=())
     reporter.say(f"measuring what a step takes on {stack.label}: about {seconds:.0f} seconds")
     dtype = DTYPES[recipe.dtype]
@@ -190,6 +194,13 @@ def pulse(clock: Clock = time.perf_counter) -> float:
 
     beat()
     return sum(_timed(clock, beat)[1] for _ in range(BEATS)) / BEATS
+
+
+def _beginning() -> float:
+    """Seconds of a process that imports what a run needs and ends, on the wall."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", f"import {__name__}"], check=True)
+    return time.perf_counter() - began
 
 
 def _timed(clock: Clock, work: Callable[..., Any], *given: Any) -> tuple[Any, float]:
