@@ -80,7 +80,7 @@ WHOLE = 1 << 30
 Clock = Callable[[], float]
 
 
-def key_of(store: Store, base: ResolvedStack, dtype: str) -> str:
+def key_of(base: ResolvedStack, dtype: str) -> str:
     """What a calibration holds for: base's shapes, dtype, machine, threads, lamina's version."""
     config = base.base_config
     return digest_json(
@@ -98,7 +98,7 @@ def key_of(store: Store, base: ResolvedStack, dtype: str) -> str:
 
 def kept(store: Store, base: ResolvedStack, dtype: str) -> Calibration | None:
     """The calibration that is on record, None without."""
-    path = _path(store, key_of(store, base, dtype))
+    path = path_of(store, key_of(base, dtype))
     try:
         return Calibration.parse_exactly(path.read_bytes(), str(path))
     except (OSError, ValueError):  # none yet, or of another version: it is measured again
@@ -107,12 +107,13 @@ def kept(store: Store, base: ResolvedStack, dtype: str) -> Calibration | None:
 
 def keep(store: Store, calibration: Calibration) -> None:
     """Put it where `kept` finds it."""
-    path = _path(store, calibration.key)
+    path = path_of(store, calibration.key)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, calibration.to_bytes())
 
 
-def _path(store: Store, key: str) -> Path:
+def path_of(store: Store, key: str) -> Path:
+    """Where a calibration lies."""
     return store.cache_dir / "rates" / f"{key.removeprefix('sha256:')}.json"
 
 
@@ -170,7 +171,7 @@ def probe(
         if name.startswith("look")
     }
     return Calibration(
-        key=key_of(store, stack, recipe.dtype),
+        key=key_of(stack, recipe.dtype),
         created=runs.now().isoformat(),
         seconds=round(clock() - began, 2),
         rates=rates,
@@ -213,7 +214,7 @@ def _timed(clock: Clock, work: Callable[..., Any], *given: Any) -> tuple[Any, fl
 
 
 @contextmanager
-def _few_layers(compiled: Compiled) -> Iterator[int]:
+def few_layers(compiled: Compiled) -> Iterator[int]:
     """The model with its first layers only, for the length of a block."""
     inner: Any = families.backbone(compiled.model)
     config: Any = compiled.model.config
@@ -260,7 +261,7 @@ def _passes(
     factors: dict[int, int] = {}
     first: dict[int, float] = {}
     end = clock() + seconds
-    with _few_layers(compiled) as few, tempfile.TemporaryDirectory() as folder:
+    with few_layers(compiled) as few, tempfile.TemporaryDirectory() as folder:
         for turn in range(ROUNDS + 1):  # in the first, products prepare themselves
             for each, some in ((plain, range(len(batches))), (wide, AT_OTHER_RANK)):
                 job = _job(compiled, each, folder)
