@@ -22,6 +22,7 @@ KEYS = {
     "rebase": {"sibling"},
     "gpu": {"device", "shapes"},
     "methods": {"pays", "sets"},
+    "plan": {"configurations", "median_error", "worst_error", "memory_worst_error"},
     "memory": {"worst_error", "configurations", "checkpointing"},
     "train": {"vs_trl_default", "vs_tuned", "vs_peft_loop", "roofline", "memory_vs_trl"},
     "iterate": {"first_s", "again_s", "edited_s", "updated_s", "phases_s"},

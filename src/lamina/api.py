@@ -175,6 +175,24 @@ class Stack:
         target = None if place is None else str(place)
         return propose(self._store, self.name, target, self._reporter, **options)
 
+    def push(self, place: str, *, with_base: bool = False, force: bool = False) -> dict[str, Any]:
+        """Send it to a registry (`oci://host/repository[:tag]`); what was sent.
+
+        Raises ShareError, CheckError when the tag has moved meanwhile.
+        """
+        from lamina.cli.environment import access
+        from lamina.flows.publish import push
+
+        return push(
+            self._store,
+            self._reference,
+            place,
+            access(plain_http=False, ca_file=None, verify=True),
+            self._reporter,
+            with_base=with_base,
+            force=force,
+        )
+
     def show(self) -> dict[str, Any]:
         """Everything recorded about it and its layers."""
         from lamina.flows.inventory import describe
@@ -259,13 +277,27 @@ def pull(
 ) -> Stack:
     """Fetch a base into the store and return it; `quantise` ('nf4', 'int8') packs its linears.
 
-    Raises BaseError, UsageError, MissingPartError.
+    A `source` that begins with oci:// is a stack in a registry, which is named through the gate.
+    Raises BaseError, UsageError, MissingPartError, ShareError, GateError, TrustError.
     """
     from lamina.flows.bases import pull as run
 
     store, reporter = _store(home), reporter or Silent()
+    if source.startswith("oci://"):
+        return _pull_stack(store, source, name, reporter)
     pulled = run(store, source, name, reporter, quantise=quantise)
     return Stack(store, pulled.name, reporter)
+
+
+def _pull_stack(store: Store, place: str, name: str | None, reporter: Reporter) -> Stack:
+    from lamina.cli import environment
+    from lamina.flows.publish import Landing
+    from lamina.flows.publish import pull as run
+
+    access = environment.access(plain_http=False, ca_file=None, verify=True)
+    landing = Landing(name=name, author=environment.author(), trust=environment.trust())
+    pulled = run(store, place, access, reporter, landing)
+    return Stack(store, pulled["name"], reporter)
 
 
 def _store(home: str | Path | None) -> Store:

@@ -372,3 +372,12 @@ def test_a_base_s_files_stay_in_its_folder(store):
     base = store.find_base(make.IDENTITY_OF_BASE)
     folder = base_directory(store, base)
     assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("text", ["a\x7fb", "a\x1bb", "a\u202eb", "a" * 501, "a\tb", "a\nb"])
+@pytest.mark.parametrize("escaped", [True, False])
+def test_a_text_on_one_line_however_it_is_written(store, text, escaped):
+    data = json.dumps(LAYER | {"author": text}, ensure_ascii=escaped).encode()
+    with pytest.raises(StoreError, match="author has"):
+        found = put_layer(store, data)
+        store.config(store.manifest(found.digest), LayerConfig)

@@ -32,6 +32,7 @@ def lamina(hub, store):
     return run
 
 
+@pytest.mark.slow
 def test_push_and_pull_by_command(hub, store, lamina, tmp_path):
     said = wait(lamina("push", "second", "hf:org/agent", "--with-base", "--private", "--json"))
     assert said.done().json["commit"] == hub.repos["org/agent"].head.oid

@@ -113,3 +113,52 @@ def test_credentials_are_found_where_docker_keeps_them(shared, tmp_path):
         elsewhere = config_with(tmp_path / "auth.json", guarded.host, "ann:s")
         place = guarded.place("lamina/second")
         shared("push", "sums", place, REGISTRY_AUTH_FILE=str(elsewhere), DOCKER_CONFIG="/no").done()
+
+
+def test_the_trust_policy_is_asked_before_anything_lands(shared, other, registry, tmp_path):
+    place = registry.place("trust/policy")
+    theirs = {"LAMINA_CONFIG": str(tmp_path / "theirs")}
+    mine = {"LAMINA_CONFIG": str(tmp_path / "mine")}
+    shared("push", "sums", place, "--with-base").done()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "policy.toml").write_text('unsigned = "refuse"\n')
+    shown = other("pull", place, "--dry-run", **mine).done()
+    assert "not signed" in shown.out
+    assert "trust policy: REFUSED" in shown.out
+    other("pull", place, **mine).refused("refused by", "lamina key trust", code=1)
+    assert not Store.open(other.home).entries()
+    unasked = other("pull", place, "--dry-run", "--json", **theirs).done().json["preview"]
+    assert unasked["policy"]["allowed"]
+    assert unasked["signatures"] == []
+
+
+def test_a_signature_travels_and_is_believed_only_from_who_is_trusted(
+    program, other, registry, tmp_path
+):
+    place = registry.place("trust/signed")
+    theirs = {"LAMINA_CONFIG": str(tmp_path / "theirs")}
+    mine = {"LAMINA_CONFIG": str(tmp_path / "mine")}
+    program("key", "new", "--name", "ann", **theirs).done()
+    program("sign", "sums", **theirs).done()
+    program("push", "sums", place, "--with-base", **theirs).done()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "policy.toml").write_text('unsigned = "refuse"\n')
+    other("pull", place, **mine).refused("refused by", code=1)
+    public = tmp_path / "ann.pub"
+    public.write_text(program("key", "export", **theirs).done().out)
+    other("key", "trust", str(public), **mine).done()
+    pulled = other("pull", place, "--as", "signed", "--json", **mine).done()
+    assert "signed by ann" in pulled.err
+    assert pulled.json["preview"]["policy"]["signed_by"] == ["ann"]
+    other("verify", "signed", **mine).done()
+
+
+def test_from_python(made, registry, tmp_path, monkeypatch):
+    import lamina
+
+    monkeypatch.setenv("LAMINA_CONFIG", str(tmp_path / "config"))
+    place = registry.place("from/python")
+    sent = lamina.load("times", home=made).push(place, with_base=True)
+    stack = lamina.pull(place, name="theirs", home=tmp_path / "home")
+    assert stack.digest == sent["digest"]
+    assert stack.name == "theirs:v1"

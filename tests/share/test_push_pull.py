@@ -141,6 +141,39 @@ def test_blobs_are_mounted_from_another_repository(home, registry, access):
     assert second["sent"] < SIZE
 
 
+def test_where_nothing_can_be_mounted_it_is_sent(home, registry, access):
+    """The record says that a repository has blobs which it never had."""
+    from lamina.share import mounts
+
+    tall(home, NINE, size=SIZE)
+    parcel = parcel_of(home, home.resolve(Name("tall")).digest)
+    mounts.remember(home.cache_dir, parse_place(registry.place("no/such")), parcel.blobs)
+    pushed = push_(home, registry.place("mount/third"), access)
+    assert pushed["mounted"] == 0
+    assert pushed["sent"] > 9 * SIZE
+
+
+def test_a_refused_mount_is_no_failure(home, registry, access, monkeypatch):
+    from lamina.share import mounts
+    from tests.share import modern
+
+    real = modern._Handler._pass
+
+    def refuse(self):
+        if "mount=" not in self.path:
+            return real(self)
+        return self._answer(403, {}, b"")
+
+    monkeypatch.setattr(modern._Handler, "do_POST", refuse)
+    tall(home, NINE, size=SIZE)
+    parcel = parcel_of(home, home.resolve(Name("tall")).digest)
+    with modern.Modern(registry.port) as front:
+        place = f"oci://127.0.0.1:{front.port}/mount/refused"
+        other = parse_place(f"oci://127.0.0.1:{front.port}/mount/other")
+        mounts.remember(home.cache_dir, other, parcel.blobs)
+        assert push_(home, place, access)["sent"] > 9 * SIZE
+
+
 def test_unknown_tags_and_repositories_are_said(home, away, registry, place, access):
     tall(home, NINE)
     push_(home, place, access)
@@ -277,6 +310,25 @@ def test_skopeo_inspects_and_copies(home, away, registry, place, access, tmp_pat
         layout = tmp_path / "layout"
         skopeo("copy", flags[0], f"docker:{inside}", f"oci:{layout}:tall:latest")
         assert Store.open(layout).resolve(Name("tall")).digest == stack.digest
+
+
+@pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
+def test_a_mirror_keeps_the_evidence(home, away, registry, access, tmp_path):
+    stack = tall(home, NINE)
+    place = registry.place("sync/tall")
+    push_(home, place, access)
+    with registries.running(tmp_path / "second") as second:
+        flags = ["--src-tls-verify=false", "--dest-tls-verify=false", "--all"]
+        source = f"{registry.host}/sync/tall"
+        done = subprocess.run(
+            ["skopeo", "sync", "--src=docker", "--dest=docker", *flags, source, second.host],
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        pulled = pull_(with_base_of(away), f"oci://{second.host}/tall", access)
+    assert pulled["preview"]["evidence"] == len(parcel_of(home, stack.digest).evidence)
+    assert away.verify().clean
 
 
 def test_oras_reads_what_we_pushed(home, registry, place, access, tmp_path):

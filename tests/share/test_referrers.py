@@ -153,6 +153,7 @@ def _push_cost(root, place, numbers):
         push(store, "tall", place, Access(patience=QUICK), Silent())
 
 
+@pytest.mark.slow
 def test_pushers_at_once_end_with_everything_listed(home, registry, place, access, stack, tmp_path):
     """Each has its own store and keeps pushing; after one more push of each nothing is lost."""
     import shutil

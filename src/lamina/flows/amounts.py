@@ -15,6 +15,7 @@ from lamina.data.split import split
 from lamina.exams.scorers.registry import SCORERS
 from lamina.exams.tasks import Exam
 from lamina.flows import fitting, learn, rehearsal, runs
+from lamina.flows.examine import on_record
 from lamina.flows.examinee import BATCH_TOKENS
 from lamina.flows.examinee import MAX_LENGTH as EXAM_LENGTH
 from lamina.flows.job import pools_of
@@ -82,7 +83,7 @@ def of_training(
         weights=weights,
         folds=int(bool(beneath.layers)),
         encoded=train.report.tokens + sum(map(len, (*held, *old))),
-        **_exams(spec, shapes, asked, inherited, over_base=not beneath.layers),
+        **_exams(spec, shapes, asked, inherited, _sat(store, beneath, spec), beneath),
     )
     setting = Setting(recipe.pass_tokens, recipe.checkpointing)
     return Planned(
@@ -172,36 +173,41 @@ def _old_rows(
     return _tokens(said, padded), _tokens(_batched(some, recipe.at_once), padded)
 
 
+def _sat(store: Store, beneath: ResolvedStack, spec: runs.RunSpec) -> bool:
+    """Whether the stack beneath has sat the new exams before: the same questions, in other runs."""
+    known = on_record(store, beneath.digest, own=True)
+    return all((e.items, e.scorer, e.max_new_tokens) in known for e in spec.exams)
+
+
 def _exams(
     spec: runs.RunSpec,
     shapes: Shapes,
     asked: Sequence[Encoded],
     inherited: Sequence[Exam],
-    *,
-    over_base: bool,
+    sat: bool,
+    beneath: ResolvedStack,
 ) -> dict[str, Any]:
-    """The new stack sits its own exam and the inherited ones, the one beneath its own alone (what
-    that has sat before is on record)."""
-    own = list(spec.exams)
-    if not own and not inherited:
+    """The new stack sits its own exams and the inherited ones; the one beneath the new ones alone,
+    and not those either that it has `sat`."""
+    own, theirs = spec.exams, [exam.spec for exam in inherited if exam.items is not None]
+    if not own and not theirs:
         return {}
+    asking = bool(own) and not sat
     one = _tokens(_batched(asked, BATCH_TOKENS), shapes)
     each = one.times(1 / len(asked)) if asked else Tokens(1, 256, 256**2, 128)
-    scored = Tokens()
-    scored += one.times(2 * sum(not SCORERS[exam.scorer].generates for exam in own))
-    for carried_spec in (exam.spec for exam in inherited if not exam.scorer.generates):
-        scored += each.times(carried_spec.rows)
-    answer = each.supervised
-    written = sum(
-        sitting * exam.rows * min(answer or exam.max_new_tokens, exam.max_new_tokens)
-        for exam, sitting in ((*((e, 2) for e in own), *((e.spec, 1) for e in inherited)))
-        if SCORERS[exam.scorer].generates
-    )
+    sittings = [(exam, 1 + asking) for exam in own] + [(exam, 1) for exam in theirs]
+    scored, written = Tokens(), 0
+    for exam, times in sittings:
+        if SCORERS[exam.scorer].generates:
+            answer = min(each.supervised or exam.max_new_tokens, exam.max_new_tokens)
+            written += times * exam.rows * answer
+        else:
+            scored += one.times(times) if exam in own else each.times(times * exam.rows)
     return {
         "exam": scored,
         "written": written,
-        "exam_loads": 1 + bool(own),
-        "exam_folds": 1 + (bool(own) and not over_base),
+        "exam_loads": 1 + asking,
+        "exam_folds": 1 + (asking and bool(beneath.layers)),
     }
 
 

@@ -94,7 +94,7 @@ def sit(
 
     Results that came from elsewhere count only where the questions are withheld.
     """
-    own, all_ = (_recorded(store, stack.digest, own=own) for own in (True, False))
+    own, all_ = (on_record(store, stack.digest, own=own) for own in (True, False))
 
     def cached(exam: Exam) -> tuple[ItemScore, ...] | None:
         if exam.items is None:
@@ -143,7 +143,8 @@ def sit(
     )
 
 
-def _recorded(store: Store, stack: str, *, own: bool) -> dict[tuple[str, str, int], ScoresEvidence]:
+def on_record(store: Store, stack: str, *, own: bool) -> dict[tuple[str, str, int], ScoresEvidence]:
+    """What a stack has answered, by questions, scorer and longest answer."""
     return {
         (item.exam_digest, item.scorer, item.max_new_tokens): item
         for item in store.evidence(stack, SCORES_TYPE, ScoresEvidence, own=own)

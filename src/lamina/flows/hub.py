@@ -87,7 +87,7 @@ def push(
         upload = _planned(store, parcel, place, repo, files, work, reporter)
         data = travelling_data(stack, parcel)
         for row in data:
-            reporter.say(f"goes along of {say(row)}")
+            reporter.say(f"data that goes along with {say(row)}")
         found = {
             "stack": stack.digest,
             "repo": place.repo,

@@ -6,6 +6,7 @@ a probe or past runs tell how fast it is, or on one that is known by name.
 
 import json
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,11 +21,11 @@ from lamina.data.example import Example, Message
 from lamina.data.read import Dataset, read
 from lamina.flows import learn
 from lamina.flows.lineage import Lineage
-from lamina.flows.update import REHEARSAL
 from lamina.plan.hardware import THIS, Profiles
 from lamina.plan.memory import predict
 from lamina.plan.price import (
     CHARACTERS_A_TOKEN,
+    OLD_SHARE,
     RESIDENT,
     SUPERVISED,
     WAYS,
@@ -136,7 +137,7 @@ def plan(store: Store | None, request: Request, profiles: Profiles, reporter: Re
             "--probe measures this machine with a base of the store",
             hint="lamina base pull … first, and leave out --hardware",
         )
-    recipe = request.recipe
+    recipe, started = request.recipe, "torch" not in sys.modules
     dataset = _dataset(request)
     planned = None
     if store is not None and stack is not None and request.hardware == THIS:
@@ -144,10 +145,10 @@ def plan(store: Store | None, request: Request, profiles: Profiles, reporter: Re
     rows, once = _amount(request, dataset, planned)
     amount = _learned(once, recipe)
     new_rows = request.new_rows or max(1, round(NEW_SHARE * rows))
-    updated = amount.share(new_rows / rows / (1 - REHEARSAL))
+    updated = amount.share(new_rows / rows / (1 - OLD_SHARE))
     amounts = {"layer": amount, "update": updated, "full": amount, "scratch": amount}
     flops = {way: flops_of(way, model, amounts[way], recipe.above) for way in WAYS}
-    speed = _speed(store, stack, request, planned, machine.flops, model, reporter)
+    speed = _speed(store, stack, request, planned, machine.flops, model, started, reporter)
     seconds = {way: speed.seconds(way, flops[way], flops["layer"]) for way in WAYS}
     trainable = model.trainable(recipe.rank, recipe.targets, recipe.above)
     memory = _memory(model, request, planned, speed.resident)
@@ -336,13 +337,14 @@ def _speed(
     planned: "Planned | None",
     peak: float | None,
     model: Architecture,
+    started: bool,
     reporter: Reporter,
 ) -> _Speed:
     if request.hardware != THIS:
         low, high = LAYER_REACHED
         return _Speed(f"its peak rate, of which {low:.0%} to {high:.0%} is reached", peak=peak)
     if store is not None and stack is not None and planned is not None:
-        calibration = _calibration(store, stack, request, reporter)
+        calibration = _calibration(store, stack, request, started, reporter)
         if calibration is not None:
             found = estimate(planned.run, calibration)
             busy = found.phases["steps"] + found.phases["held-out"]
@@ -362,13 +364,15 @@ def _speed(
 
 
 def _calibration(
-    store: Store, stack: ResolvedStack, request: Request, reporter: Reporter
+    store: Store, stack: ResolvedStack, request: Request, started: bool, reporter: Reporter
 ) -> Calibration | None:
+    """Measured now, or what is on record. `started`: this process has done nothing but begin, so
+    that its age is what it takes to begin."""
     from lamina.flows import probe  # torch
 
     if not request.probe:
         return probe.kept(store, stack, request.recipe.dtype)
-    found = probe.probe(store, stack, request.recipe, reporter, start=age())
+    found = probe.probe(store, stack, request.recipe, reporter, start=age() if started else None)
     probe.keep(store, found)
     return found
 

@@ -8,6 +8,8 @@ answering, directions of old rows) is timed once each.
 
 import json
 import platform
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,7 +80,7 @@ WHOLE = 1 << 30
 Clock = Callable[[], float]
 
 
-def key_of(store: Store, base: ResolvedStack, dtype: str) -> str:
+def key_of(base: ResolvedStack, dtype: str) -> str:
     """What a calibration holds for: base's shapes, dtype, machine, threads, lamina's version."""
     config = base.base_config
     return digest_json(
@@ -96,7 +98,7 @@ def key_of(store: Store, base: ResolvedStack, dtype: str) -> str:
 
 def kept(store: Store, base: ResolvedStack, dtype: str) -> Calibration | None:
     """The calibration that is on record, None without."""
-    path = _path(store, key_of(store, base, dtype))
+    path = path_of(store, key_of(base, dtype))
     try:
         return Calibration.parse_exactly(path.read_bytes(), str(path))
     except (OSError, ValueError):  # none yet, or of another version: it is measured again
@@ -105,12 +107,13 @@ def kept(store: Store, base: ResolvedStack, dtype: str) -> Calibration | None:
 
 def keep(store: Store, calibration: Calibration) -> None:
     """Put it where `kept` finds it."""
-    path = _path(store, calibration.key)
+    path = path_of(store, calibration.key)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, calibration.to_bytes())
 
 
-def _path(store: Store, key: str) -> Path:
+def path_of(store: Store, key: str) -> Path:
+    """Where a calibration lies."""
     return store.cache_dir / "rates" / f"{key.removeprefix('sha256:')}.json"
 
 
@@ -129,15 +132,17 @@ def probe(
     recipe: Recipe,
     reporter: Reporter,
     *,
-    start: float = 0.0,
+    start: float | None = None,
     seconds: float = SECONDS,
     clock: Clock = time.perf_counter,
 ) -> Calibration:
-    """Measure everything, in about `seconds`. `start`: what it took to get here, imports included.
+    """Measure everything, in about `seconds`. `start`: what it took to get here, imports included;
+    None: a process is begun for that.
 
     Raises BaseError, UsageError for targets that name nothing.
     """
-    began, rates, resident = clock(), {"start": start}, machine.resident()
+    began, resident = clock(), machine.resident()
+    rates = {"start": _beginning() if start is None else start}
     base = replace(stack, layers=())
     reporter.say(f"measuring what a step takes on {stack.label}: about {seconds:.0f} seconds")
     dtype = DTYPES[recipe.dtype]
@@ -166,7 +171,7 @@ def probe(
         if name.startswith("look")
     }
     return Calibration(
-        key=key_of(store, stack, recipe.dtype),
+        key=key_of(stack, recipe.dtype),
         created=runs.now().isoformat(),
         seconds=round(clock() - began, 2),
         rates=rates,
@@ -192,6 +197,13 @@ def pulse(clock: Clock = time.perf_counter) -> float:
     return sum(_timed(clock, beat)[1] for _ in range(BEATS)) / BEATS
 
 
+def _beginning() -> float:
+    """Seconds of a process that imports what a run needs and ends, on the wall."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", f"import {__name__}"], check=True)
+    return time.perf_counter() - began
+
+
 def _timed(clock: Clock, work: Callable[..., Any], *given: Any) -> tuple[Any, float]:
     """What `work` gives, and the seconds it takes."""
     began = clock()
@@ -202,7 +214,7 @@ def _timed(clock: Clock, work: Callable[..., Any], *given: Any) -> tuple[Any, fl
 
 
 @contextmanager
-def _few_layers(compiled: Compiled) -> Iterator[int]:
+def few_layers(compiled: Compiled) -> Iterator[int]:
     """The model with its first layers only, for the length of a block."""
     inner: Any = families.backbone(compiled.model)
     config: Any = compiled.model.config
@@ -249,7 +261,7 @@ def _passes(
     factors: dict[int, int] = {}
     first: dict[int, float] = {}
     end = clock() + seconds
-    with _few_layers(compiled) as few, tempfile.TemporaryDirectory() as folder:
+    with few_layers(compiled) as few, tempfile.TemporaryDirectory() as folder:
         for turn in range(ROUNDS + 1):  # in the first, products prepare themselves
             for each, some in ((plain, range(len(batches))), (wide, AT_OTHER_RANK)):
                 job = _job(compiled, each, folder)

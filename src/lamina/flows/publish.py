@@ -162,6 +162,10 @@ def pull(
     BaseError, ShareError, UsageError, StoreError, TrustError when the policy does.
     """
     ref = _registry(place)
+    if not landing.dry_run:
+        default_name(store, ref.repository, landing.name)  # a bad name is said before any asking
+    if not access.tls_verify:
+        reporter.say("certificates are not checked: who answers may be anybody")
     with Repository(ref, access) as repository:
         taking = Taking(store, repository, str(ref), reporter, repository.wire.patience)
         found = taking.take(repository.resolve(), landing, ref.repository, confirm)

@@ -78,7 +78,7 @@ class Profiles(Value):
 def profiles(own: Path | None = None) -> Profiles:
     """The shipped profiles with a user's file on top; `own` need not be there.
 
-    Raises UsageError listing every unknown key and wrong value, StoreError never.
+    Raises UsageError listing every unknown key and wrong value.
     """
     shipped = _shipped()
     if own is None or not own.exists():
@@ -87,7 +87,24 @@ def profiles(own: Path | None = None) -> Profiles:
         given = tomllib.loads(own.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{own} cannot be read: {error}") from None
-    return Profiles.parse(_over(shipped, given), str(own))
+    whole = _over(shipped, given)
+    _check_machines(whole, str(own))
+    return Profiles.parse(whole, str(own))
+
+
+def _check_machines(whole: dict[str, Any], what: str) -> None:
+    """Raise UsageError with the faults of every machine, by its own keys."""
+    faults: list[str] = []
+    machines = whole["hardware"]
+    for name, table in machines.items() if isinstance(machines, dict) else ():
+        if not isinstance(table, dict):
+            continue
+        try:
+            Hardware.parse(table, name)
+        except UsageError as error:
+            faults += [f"hardware.{name}.{fault}" for fault in error.faults]
+    if faults:
+        raise UsageError(f"{what} is not valid", faults=faults)
 
 
 @cache

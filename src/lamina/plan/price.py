@@ -20,6 +20,8 @@ CHARACTERS_A_TOKEN = 4
 """Where no tokenizer is at hand: English, as OpenAI's help on tokens says."""
 SUPERVISED = 0.5
 """Share of tokens that teach, where no rows are at hand."""
+OLD_SHARE = 0.5
+"""Of an update's tokens, those of old rows (flows.update.REHEARSAL; a test compares them)."""
 RESIDENT = 400_000_000
 """Bytes of a process with torch and transformers and nothing else, as measured."""
 WAYS = ("layer", "update", "full", "scratch")

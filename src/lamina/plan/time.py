@@ -15,7 +15,6 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 from pydantic import Field
-from scipy.optimize import nnls
 
 from lamina.core.values import Value
 
@@ -229,6 +228,8 @@ def fit(
 
     Weighted non-negative least squares: min sum ((sum rate x amount - t) / t)^2.
     """
+    from scipy.optimize import nnls  # a second that only a probe needs
+
     names = sorted({name for point in points for name in point})
     t = np.asarray(seconds, dtype=float)
     matrix = np.array([[point.get(name, 0.0) for name in names] for point in points]) / t[:, None]

@@ -45,16 +45,25 @@ class Referrers:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._api: bool | None = None
-        self._lock = threading.Lock()
+        self._lock, self._asking = threading.Lock(), threading.Lock()
         self._added: dict[str, tuple[Descriptor, ...]] = {}
 
     def of(self, digest: str) -> tuple[Descriptor, ...]:
         """Image manifests about a manifest, as the registry lists them. Raises ShareError."""
-        wire = self._registry.wire
-        raw = wire.patiently(lambda: self._by_api(digest)) if self._api is not False else None
+        raw = self._by_api_if_any(digest)
         if raw is None:
             raw = self._by_tag(digest)["manifests"]
         return tuple(dict.fromkeys(_descriptors(raw)))
+
+    def _by_api_if_any(self, digest: str) -> list[Any] | None:
+        """The API's answer; None where there is none. One asks first, on behalf of all threads."""
+        if self._api is None:
+            with self._asking:
+                if self._api is None:
+                    return self._registry.wire.patiently(lambda: self._by_api(digest))
+        if self._api is False:
+            return None
+        return self._registry.wire.patiently(lambda: self._by_api(digest))
 
     def add(self, subject: str, items: Sequence[tuple[Descriptor, bytes]]) -> None:
         """Put evidence about a manifest, and see that it is listed. Raises ShareError."""

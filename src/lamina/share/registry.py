@@ -25,11 +25,15 @@ READ_BYTES = 1 << 18
 SMALL_BYTES = 1 << 18
 """Blobs up to this size are read in one go and asked for again where bytes are wrong."""
 ACCEPT = f"{MANIFEST_TYPE}, {INDEX_TYPE}"
+UNKNOWN_TRIES = 3
+"""How often a registry may say that it lacks what a manifest names: Debian's says so for a moment
+while somebody else puts the same thing."""
 _RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 _KEPT = re.compile(r"(?:bytes=)?0-(\d+)")
 _STREAM = "application/octet-stream"
 _UNDONE = frozenset({400, 404, 409, 416})
 """Statuses by which a registry says that it has lost an upload, or that other bytes arrived."""
+_NO_MOUNT = frozenset({400, 401, 403, 404, 405})
 _NO_PIECES = frozenset({405, 411, 415, 501})
 
 
@@ -209,7 +213,7 @@ class Registry:
 
         Raises ShareError when what is there afterwards is not what was sent.
         """
-        digest = digest_bytes(data)
+        digest, unknown = digest_bytes(data), 0
         for _ in range(self.wire.patience.attempts):
             answer = self.wire.send(
                 "PUT",
@@ -223,7 +227,10 @@ class Registry:
                 return "OCI-Subject" in answer.headers
             fault = _text(answer)
             if "BLOB_UNKNOWN" in fault and _names(data, fault):
-                break
+                unknown += 1
+                if unknown == UNKNOWN_TRIES:
+                    break
+                self.wire.patience.pause(unknown)
             self.wire.traffic.add(retried=1)
         raise ShareError(f"{self.ref.host} did not take manifest {digest}: {fault}")
 
@@ -260,10 +267,7 @@ class Registry:
         mount_from: str | None,
         tell: Callable[[int], None] | None,
     ) -> bool:
-        query = f"?mount={item.digest}&from={quote(mount_from)}" if mount_from else ""
-        answer = self.wire.send(
-            "POST", self.path("blobs", f"uploads/{query}"), headers={"Content-Length": "0"}
-        )
+        answer = self._begin(item, mount_from)
         if answer.status_code == 201 and mount_from:
             return False
         url = self._location(answer)
@@ -286,6 +290,18 @@ class Registry:
             again=False,
         )
         return True
+
+    def _begin(self, item: Descriptor, mount_from: str | None) -> Any:
+        """Begin an upload; status 201 if the blob could be mounted instead."""
+        url, headers = self.path("blobs", "uploads/"), {"Content-Length": "0"}
+        if mount_from:
+            query = f"?mount={item.digest}&from={quote(mount_from)}"
+            try:
+                return self.wire.send("POST", url + query, headers=headers)
+            except ShareError as error:  # we may not read there, or it knows no mounting
+                if error.status not in _NO_MOUNT:
+                    raise
+        return self.wire.send("POST", url, headers=headers)
 
     def _send_pieces(
         self, url: str, data: memoryview, smallest: int, tell: Callable[[int], None] | None

@@ -9,6 +9,9 @@ from lamina.core.errors import LaminaError
 
 WORKERS = 8
 """Jobs at once: while one waits for an answer or the disk, another hashes."""
+BULK_WORKERS = 4
+"""Large transfers at once. With more of them all end at the same moment, and then wait for the disk
+together, instead of one being synced while the next one comes."""
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 

@@ -18,7 +18,7 @@ from lamina.core.report import Reporter, Silent
 from lamina.share.incoming import BlobSource
 from lamina.share.parcel import Parcel
 from lamina.share.referrers import Repository
-from lamina.share.together import WORKERS, StoppedError, side_by_side
+from lamina.share.together import BULK_WORKERS, WORKERS, StoppedError, side_by_side
 from lamina.share.wire import Patience
 from lamina.store.layout import Store
 from lamina.store.partial import discard, resumed
@@ -89,7 +89,7 @@ def fetch(
     reporter: Reporter | None = None,
     moved: Moved | None = None,
     patience: Patience | None = None,
-    workers: int = WORKERS,
+    workers: int = BULK_WORKERS,
 ) -> None:
     """Bring blobs into the store: several at once, going on where an earlier try stopped.
 

@@ -4,7 +4,7 @@ on one line what is shown on one line."""
 from typing import Any, TypeVar
 
 from lamina.core.errors import StoreError, UsageError
-from lamina.core.plain import line_fault
+from lamina.core.plain import MAX_LINE, line_fault
 from lamina.core.strict import loads
 from lamina.core.values import Value
 
@@ -41,13 +41,20 @@ def parse_strictly(kind: type[ValueT], data: bytes, what: str) -> ValueT:
         raise StoreError(f"{what} is not JSON that lamina reads: {error}") from None
     if not isinstance(loaded, dict):
         raise StoreError(f"{what} is not a JSON object")
-    faults = list(_line_faults(loaded))
+    faults = _line_faults(loaded) if _may_hold_faults(data) else []
     if faults:
         raise StoreError(f"{what} is not valid", faults=faults)
     try:
         return kind.parse_exactly(data, what)
     except UsageError as error:
         raise StoreError(error.message, faults=error.faults) from None
+
+
+def _may_hold_faults(data: bytes) -> bool:
+    """False where no text in this JSON can be a fault: plain ASCII, no escapes, nothing long. Most
+    of what is read is so, and an index has many entries."""
+    plain = data.isascii() and b"\\" not in data and b"\x7f" not in data
+    return not plain or max(map(len, data.split(b'"'))) > MAX_LINE
 
 
 def _line_faults(value: Any) -> list[str]:
