@@ -101,9 +101,12 @@ class Registry:
             if answer.status_code == 404:
                 return None
             data = b"".join(self._pieces_of(answer, MANIFEST_LIMIT))
-        said = answer.headers.get("Docker-Content-Digest")
+        by_digest = target if target.startswith("sha256:") else None
+        said = answer.headers.get("Docker-Content-Digest") or by_digest
         if said and said != digest_bytes(data):
             raise DroppedError(f"{self.ref.host} says {said}, but {digest_bytes(data)} came")
+        if "Content-Type" not in answer.headers:  # the answer's head broke off; all have one
+            raise DroppedError(f"{self.ref.host} does not say what {target} is")
         return data, answer.headers.get("Content-Type", "").partition(";")[0].strip()
 
     def head_manifest(self, target: str) -> str | None:
