@@ -7,14 +7,20 @@ same work (no time, no duration), so equal work has equal digests; what varies (
 overrides, signatures) is evidence: a manifest whose `subject` is the thing it speaks of.
 """
 
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field
 
 from lamina.core.digest import Digest, digest_json
-from lamina.core.errors import UsageError
-from lamina.core.names import Name
+from lamina.core.fields import (
+    MAX_NEW_TOKENS,
+    MAX_RANK,
+    Count,
+    MediaType,
+    check_file_names,
+    layer_name,
+    module_names,
+)
 from lamina.core.recipe import Recipe, Scaling, ScorerName
 from lamina.core.values import Value
 
@@ -53,31 +59,6 @@ SOURCE = "org.opencontainers.image.source"
 CREATED = "org.opencontainers.image.created"
 IDENTITY = "dev.lamina.base.identity"
 
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
-_MODULE = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
-MAX_RANK = 16384
-"""Highest rank of an update that is read."""
-MAX_NEW_TOKENS = 32768
-"""Longest answer that an exam may ask for."""
-
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-MediaType = Annotated[str, StringConstraints(pattern="^[!-~][ -~]{0,254}$")]
-
-
-def _layer_name(text: str) -> str:
-    """A layer is called as a stack could be. Raises ValueError."""
-    try:
-        return Name(text).name
-    except UsageError as error:
-        raise ValueError(error.message) from None
-
-
-def _module_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    for name in names:
-        if len(name) > 300 or not _MODULE.fullmatch(name):
-            raise ValueError(f"{name[:100]!r} is no module's name")
-    return names
-
 
 class Descriptor(Value):
     """OCI content descriptor."""
@@ -99,14 +80,8 @@ class Descriptor(Value):
         return (self.annotations or {}).get(REF_NAME)
 
 
-def _file_names(blobs: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
-    """Refuse titles that are no plain file names (they become files), or that come twice."""
-    titles = [blob.title for blob in blobs if blob.title]
-    strange = next((title for title in titles if not _FILE_NAME.fullmatch(title)), None)
-    if strange is not None:
-        raise ValueError(f"{strange[:100]!r} is no plain file name")
-    if len(set(titles)) != len(titles):
-        raise ValueError("two blobs have the same file name")
+def _plain_titles(blobs: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
+    check_file_names([blob.title for blob in blobs if blob.title])
     return blobs
 
 
@@ -117,7 +92,7 @@ class ImageManifest(Value):
     mediaType: Literal["application/vnd.oci.image.manifest.v1+json"] = MANIFEST_TYPE
     artifactType: MediaType
     config: Descriptor
-    layers: Annotated[tuple[Descriptor, ...], AfterValidator(_file_names)]
+    layers: Annotated[tuple[Descriptor, ...], AfterValidator(_plain_titles)]
     subject: Descriptor | None = None
     annotations: dict[str, str] | None = None
 
@@ -281,7 +256,7 @@ class ImportRecord(Value):
 class LayerConfig(Value):
     """A layer: immutable, trained over one exact stack."""
 
-    name: Annotated[str, AfterValidator(_layer_name)]
+    name: Annotated[str, AfterValidator(layer_name)]
     base: Digest
     """Identity of the base."""
     parents: tuple[StackedLayer, ...]
@@ -289,7 +264,7 @@ class LayerConfig(Value):
     rank: Annotated[int, Field(ge=1, le=MAX_RANK)]
     alpha: Annotated[float, Field(allow_inf_nan=False)]
     scaling: Scaling
-    modules: Annotated[tuple[str, ...], AfterValidator(_module_names)]
+    modules: Annotated[tuple[str, ...], AfterValidator(module_names)]
     """Full names of the linears it touches."""
     parameters: Count
     recipe: Recipe | None = None

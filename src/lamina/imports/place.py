@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lamina.core.errors import LayerError
-from lamina.core.manifests import MAX_RANK
+from lamina.core.fields import MAX_RANK
 from lamina.imports.adapter import MERGE_FIRST, WORDS, Adapter, Pair, Stored, shown
 from lamina.imports.base import Beneath, same_numbers
 from lamina.lowrank.maths import Factors, concat

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lamina.bases.header import HeaderError, check_bytes
 from lamina.core.errors import LayerError
-from lamina.core.manifests import MAX_RANK
+from lamina.core.fields import MAX_RANK
 from lamina.core.recipe import Scaling
 from lamina.core.strict import loads
 from lamina.lowrank.maths import Factors, LayerFactors
