@@ -6,8 +6,17 @@ import subprocess
 
 import pytest
 
+from lamina.core.digest import digest_bytes
 from lamina.core.errors import BaseError, CheckError, ShareError, StoreError, UsageError
-from lamina.core.manifests import COST_TYPE, STACK_TYPE, CostEvidence, StackConfig
+from lamina.core.manifests import (
+    COST_TYPE,
+    STACK_TYPE,
+    CostEvidence,
+    Credit,
+    ExamSpec,
+    StackConfig,
+    StackedLayer,
+)
 from lamina.core.names import Name
 from lamina.core.report import Silent
 from lamina.flows.publish import Landing, pull, push
@@ -19,7 +28,7 @@ from lamina.store.layout import Store
 from tests.share import registries
 from tests.share.conftest import QUICK, config_with
 from tests.share.stacks import tall
-from tests.store.make import put_base
+from tests.store.make import IDENTITY_OF_BASE, put_base, put_layer
 
 SIZE = 200_000
 NINE = [f"layer-{number}" for number in range(9)]
@@ -84,6 +93,33 @@ def test_a_single_layer_lands_on_its_parents(home, away, registry, place, access
     assert pulled["stack"] == stack.digest
     away.collect(grace_seconds=0)
     assert away.verify().clean
+
+
+def alone(store, **layer):
+    """A named stack of one layer."""
+    store.tag_base("pico", put_base(store))
+    only = put_layer(store, "only", **layer)
+    stack = store.put_stack(IDENTITY_OF_BASE, (StackedLayer(layer=only.digest),))
+    store.move("only", stack, expected=None)
+
+
+def test_what_a_layer_withholds_is_not_sent(home, place, access):
+    secret = b"nobody's business"
+    spec = ExamSpec(name="e", scorer="exact", items=digest_bytes(secret), rows=1, private=True)
+    alone(home, payload=secret, exams=(spec,))
+    with pytest.raises(UsageError, match="carries what its layers withhold") as caught:
+        push_(home, place, access, "only")
+    assert "private exam e" in caught.value.faults[0]
+    with Repository(parse_place(place), access) as repository:
+        assert repository.head_manifest("latest") is None
+
+
+def test_a_licence_that_forbids_sharing_stops_a_push(home, place, access):
+    closed = Credit(layer=digest_bytes(b"x"), name="poet", author="ann", licence="CC-BY-ND-4.0")
+    alone(home, origin="squashed", credits=(closed,))
+    with pytest.raises(CheckError, match="a licence forbids pushing only"):
+        push_(home, place, access, "only")
+    assert push_(home, place, access, "only", despite="it is mine")["digest"]
 
 
 def test_a_dry_run_moves_nothing(home, away, place, access):

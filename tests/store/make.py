@@ -45,6 +45,7 @@ def put_layer(
     parents: tuple[StackedLayer, ...] = (),
     exams: tuple[ExamSpec, ...] = (),
     payload: bytes | None = None,
+    **more: object,
 ) -> Descriptor:
     config = LayerConfig(
         name=word,
@@ -56,6 +57,7 @@ def put_layer(
         scaling="lora",
         modules=("q_proj",),
         parameters=3,
+        **more,
     )
     blobs = [
         store.put_bytes(b'{"same": "in every layer"}', JSON_TYPE, title="adapter_config.json"),

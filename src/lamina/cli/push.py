@@ -61,7 +61,7 @@ def push(
         return
     options.refuse_for_registry(
         place,
-        {"--private": private, "--message": message, "--dry-run": dry_run, "--despite": despite},
+        {"--private": private, "--message": message, "--dry-run": dry_run},
     )
     from lamina.flows.publish import push as run
 
@@ -76,6 +76,7 @@ def push(
         Terminal(),
         with_base=with_base,
         force=force,
+        despite=despite,
     )
     if json:
         print_json(pushed)

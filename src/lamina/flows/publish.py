@@ -15,9 +15,11 @@ from lamina.core.manifests import BASE_TYPE, SOURCE, Descriptor, StackConfig
 from lamina.core.names import MAX_NAME, Name, parse_reference
 from lamina.core.report import Reporter
 from lamina.flows import foreign_bases
+from lamina.flows.licensing import check, licences_of
 from lamina.flows.naming import name_stack, new_name
 from lamina.flows.preview import preview, render
 from lamina.flows.trust import Trust, ask_about_incoming, insist
+from lamina.flows.withheld import check_withheld, say, travelling_data
 from lamina.share import mounts
 from lamina.share.incoming import BlobSource, Incoming, admit, look
 from lamina.share.parcel import Parcel, parcel_of, public_source
@@ -56,17 +58,22 @@ def push(
     *,
     with_base: bool = False,
     force: bool = False,
+    despite: str | None = None,
 ) -> dict[str, Any]:
     """Send a stack (or a base) to a registry, and move the tag to it last.
 
-    Raises CheckError when the tag points at something that this store does not know, ShareError,
-    UsageError, StoreError.
+    Says what of the data goes along before anything does. `despite`: the reason for going on where
+    a licence forbids to share it.
+    Raises CheckError when the tag points at something that this store does not know, or a licence
+    forbids it, ShareError, UsageError (also for data that a layer says it withholds), StoreError.
     """
     ref = _registry(place)
     if ref.tag is None:
         raise UsageError(f"{place}: push to a tag, not to a digest", hint=f"{ref.place}:latest")
     root = _object(store, text)
     parcel = parcel_of(store, root.digest, with_base=with_base)
+    if root.artifactType != BASE_TYPE:
+        _check_outgoing(store, text, parcel, reporter, despite)
     if parcel.base is None and not _base_can_be_had(store, parcel):
         reporter.say(
             "the base came from a folder: who pulls this needs it too, or push --with-base"
@@ -105,6 +112,17 @@ def push(
         "sent": traffic.sent,
         **_counts(moved, traffic.retried),
     }
+
+
+def _check_outgoing(
+    store: Store, text: str, parcel: Parcel, reporter: Reporter, despite: str | None
+) -> None:
+    """Nothing that is withheld, nothing that a licence forbids to share; the rest is said."""
+    stack = of_descriptor(store, parcel.root, label=text)
+    check_withheld(stack, parcel)
+    check(licences_of(store, stack, "share"), f"pushing {text}", reporter, despite=despite)
+    for row in travelling_data(stack, parcel):
+        reporter.say(f"data that goes along with {say(row)}")
 
 
 def _object(store: Store, text: str) -> Descriptor:
