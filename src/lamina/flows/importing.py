@@ -10,12 +10,11 @@ from typing import Any
 
 from lamina.bases.gguf import write_gguf
 from lamina.core.errors import UsageError
+from lamina.core.imported import ImportKind, ImportRecord
 from lamina.core.manifests import (
     CERTIFICATE_TYPE,
     SOURCE,
     CertificateEvidence,
-    ImportKind,
-    ImportRecord,
     LayerConfig,
 )
 from lamina.core.names import Name

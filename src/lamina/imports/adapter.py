@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lamina.core.digest import digest_file
-from lamina.core.manifests import ImportedFile, ImportKind
+from lamina.core.imported import ImportedFile, ImportKind
 from lamina.core.plain import shown_in_line
 
 MERGE_FIRST = (

@@ -5,7 +5,7 @@ from typing import get_args
 
 from lamina.bases.identity import CONFIG
 from lamina.core.errors import LayerError, UsageError
-from lamina.core.manifests import ImportKind
+from lamina.core.imported import ImportKind
 from lamina.imports import gguf_lora, kohya, mlx
 from lamina.imports.adapter import shown
 from lamina.imports.files import json_of, tensors_of

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from lamina.core.digest import short
-from lamina.core.manifests import Credit, ImportRecord
+from lamina.core.imported import ImportRecord
+from lamina.core.manifests import Credit
 from lamina.exams.report import LEGEND, MARKS, Cell, interval_text, value_text
 from lamina.share import card_use
 from lamina.share.card_facts import CardLayer, Facts, Form, hub_name
