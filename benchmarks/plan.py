@@ -167,7 +167,7 @@ def measure(directory: Path, name: str, given: dict[str, Any]) -> dict[str, Any]
     path = directory / f"plan-{name.replace(' ', '-')}.jsonl"
     command = [
         *PROGRAM, "train", "--on", given.get("on", BASE), "--data", str(path), "--as",
-        given.get("as", f"plan-{name.replace(' ', '-')}"), "--recipe", str(recipe), "--again",
+        given.get("as", f"plan-run-{name.replace(' ', '-')}"), "--recipe", str(recipe), "--again",
         "--accept-regression", "trained for a moment only", "--json",
     ]  # fmt: skip
     began = time.perf_counter()

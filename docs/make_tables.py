@@ -183,6 +183,15 @@ def _training(add: Callable[[str, str, Callable[[dict[str, Any]], str]], None]) 
         "memory",
         lambda r: f"{r['worst_error']:.0%}, {len(r['configurations'])}",
     )
+    add(
+        "time of a whole `lamina train` as `lamina plan` says it, beside what it took: median and "
+        "largest error; of memory; configurations",
+        "plan",
+        lambda r: (
+            f"{r['median_error']:.0%}, {r['worst_error']:.0%}; {r['memory_median_error']:.0%}, "
+            f"{r['memory_worst_error']:.0%}; {r['configurations']}"
+        ),
+    )
 
 
 def _sharing(add: Callable[[str, str, Callable[[dict[str, Any]], str]], None]) -> None:
