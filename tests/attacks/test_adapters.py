@@ -57,6 +57,10 @@ WEIGHTS = {
         weights({A: entry("F32", (0, 2**62), 0, 0), B: entry("F32", (2**62, 0), 0, 0)}, 0),
         "too large",
     ),
+    "an offset of -0": (
+        weights(json.dumps(PAIR).replace("[0, 512]", "[-0, 512]").encode(), 1024),
+        "-0 is an integer to some readers",
+    ),
     "metadata that are no texts": (
         weights({"__metadata__": {"format": 3}, **PAIR}, 1024),
         "no object of texts",

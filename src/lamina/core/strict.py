@@ -51,6 +51,8 @@ def _finite(text: str) -> float:
 
 
 def _whole(text: str) -> int:
+    if text == "-0":
+        raise ValueError("-0 is an integer to some readers and none to others")
     if len(text) > _DIGITS + 1 or not -_LARGEST < (value := int(text)) < _LARGEST:
         raise ValueError(f"the number {text[:40]} does not fit")
     return value
