@@ -36,7 +36,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 BENEATH = ("plan-one", "plan-two")
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "default": {"rows": "dolly", "steps": 3},
-    "beneath": {"as": BENEATH[0], "rows": "gsm8k", "batch_tokens": 1024, "steps": 3},
+    "beneath": {"as": BENEATH[0], "rows": "gsm8k", "lines": 60, "batch_tokens": 1024,
+                "steps": 3},
     "short": {"rows": "words", "batch_tokens": 512, "max_length": 128, "steps": 10},
     "long": {"rows": "words", "batch_tokens": 1024, "max_length": 1024, "steps": 5},
     "rank 64": {"rows": "gsm8k", "batch_tokens": 1024, "rank": 64, "steps": 4},
@@ -45,8 +46,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "checkpointing": {"rows": "gsm8k", "checkpointing": True, "steps": 3},
     "passes": {"rows": "gsm8k", "batch_tokens": 1024, "pass_tokens": 256, "steps": 4},
     "above": {"rows": "gsm8k", "batch_tokens": 1024, "above": 0.5, "steps": 6},
-    "over one": {"on": BENEATH[0], "as": BENEATH[1], "rows": "dolly", "batch_tokens": 1024,
-                 "steps": 4},
+    "over one": {"on": BENEATH[0], "as": BENEATH[1], "rows": "dolly", "lines": 60,
+                 "batch_tokens": 1024, "steps": 4},
     "over two": {"on": BENEATH[1], "rows": "gsm8k", "batch_tokens": 1024, "protect": 0.0,
                  "steps": 4},
     "float32": {"rows": "gsm8k", "batch_tokens": 512, "dtype": "float32", "steps": 4},
@@ -60,7 +61,8 @@ QUICK = ("wide", "modules")
 SHARED = {"exams": ["loss"], "held_out": 0.1, "held_out_max": 12, "warmup": 0.0}
 FILES = {"gsm8k": "train_gsm8k.jsonl", "dolly": "train_dolly_small.jsonl"}
 LINES = 200
-"""Rows of a real file that are given."""
+"""Rows of a real file that are given, unless the configuration says."""
+NOT_RECIPE = ("on", "as", "rows", "lines")
 _SPECIAL = ("bos", "eos", "pad")
 
 
@@ -68,11 +70,12 @@ def rows_of(directory: Path, name: str, given: dict[str, Any], data: Path) -> Pa
     """The file of a configuration's rows."""
     path = directory / f"plan-{name.replace(' ', '-')}.jsonl"
     kind, length = given["rows"], given.get("max_length", 1024)
+    most = given.get("lines", LINES)
     if kind == "words":
         write_rows(path, length, given.get("batch_tokens", 2048), len(name))
     else:
         with (data / FILES[kind]).open(encoding="utf-8") as lines:
-            path.write_text("".join(line for line, _ in zip(lines, range(LINES), strict=False)))
+            path.write_text("".join(line for line, _ in zip(lines, range(most), strict=False)))
     return path
 
 
@@ -140,7 +143,7 @@ def predict(directory: Path, name: str, given: dict[str, Any], data: Path) -> di
     from lamina.store.layout import Store
 
     store = Store.open(directory)
-    fields = {k: v for k, v in given.items() if k not in ("on", "as", "rows")}
+    fields = {k: v for k, v in given.items() if k not in NOT_RECIPE}
     recipe = Recipe.parse(SHARED | fields, name)
     stack = resolve(store, given.get("on", BASE))
     path = rows_of(directory, name, given, data)
@@ -161,7 +164,7 @@ def predict(directory: Path, name: str, given: dict[str, Any], data: Path) -> di
 
 def measure(directory: Path, name: str, given: dict[str, Any]) -> dict[str, Any]:
     """Train by command: seconds of the processor and on the wall, and the largest resident set."""
-    fields = {k: v for k, v in given.items() if k not in ("on", "as", "rows")}
+    fields = {k: v for k, v in given.items() if k not in NOT_RECIPE}
     recipe = directory / "plan-recipe.json"
     recipe.write_text(json.dumps(SHARED | fields))
     path = directory / f"plan-{name.replace(' ', '-')}.jsonl"

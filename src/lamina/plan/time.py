@@ -157,7 +157,12 @@ def amounts(run: Run) -> dict[str, dict[str, float]]:
     }
     return {
         "start": {"start": 1.0, "open": 1.0, "encode": run.encoded},
-        "load": {"load": 1.0, "first load": 1.0, "fold": run.folds * run.weights},
+        "load": {
+            "load": 1.0,
+            "first load": 1.0,
+            "fold": run.folds * run.weights,
+            "attach": run.layers,
+        },
         "old rows": before,
         "steps": training,
         "held-out": looked,
