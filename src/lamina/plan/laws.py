@@ -2,8 +2,8 @@
 
 L(N, D) = E + A / N^alpha + B / D^beta, nats a token, for N parameters and D tokens (Hoffmann et
 al., "Chinchilla", arXiv:2203.15556, equation 2). Training takes C = 6 N D operations (Kaplan et
-al., arXiv:2001.08361, section 2.1). Laws of one corpus and one architecture: for another base they say
-an order of magnitude, not a price.
+al., arXiv:2001.08361, section 2.1). Laws of one corpus and one architecture: for another base they
+say an order of magnitude, not a price.
 """
 
 import math
