@@ -9,7 +9,7 @@ from lamina.core.manifests import COST_TYPE, SCORES_TYPE, CostEvidence, ScoresEv
 from lamina.flows import descent
 from lamina.flows.cost_plot import plot
 from lamina.flows.spending import spending
-from lamina.plan.laws import EPOCH, optimal_for
+from lamina.plan.laws import APPROACH_1
 from lamina.plan.work import architecture
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
@@ -83,7 +83,7 @@ def test_a_lineage_and_what_else_it_could_have_been(shared):
     assert found["full_fine_tuning"]["flops"] == pytest.approx(sum(full))
     wanted = sum(f / c.flops * c.seconds for f, c in zip(full, recorded, strict=True))
     assert found["full_fine_tuning"]["seconds"] == pytest.approx(wanted)
-    best = optimal_for(EPOCH, stack.base_config.parameters)
+    best = APPROACH_1.optimal_for(stack.base_config.parameters)
     rate = sum(c.flops for c in recorded) / sum(c.seconds for c in recorded)
     assert found["from_scratch"]["flops"] == pytest.approx(best.flops)
     assert found["from_scratch"]["seconds"] == pytest.approx(best.flops / rate)

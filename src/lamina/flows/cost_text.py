@@ -7,7 +7,7 @@ from typing import Any
 from lamina.core.digest import short
 from lamina.core.sizes import number_text, size_text, span_text
 from lamina.flows.spending import Alternative, Item, Spending
-from lamina.plan.laws import EPOCH
+from lamina.plan.laws import APPROACH_1
 
 _KWH = 3.6e6
 
@@ -45,7 +45,7 @@ def assumptions(spent: Spending) -> list[str]:
     if spent.scratch is not None:
         lines.append(
             f"From nothing: {number_text(spent.scratch_tokens)} tokens, compute-optimal for "
-            f"{number_text(spent.parameters)} parameters by {EPOCH.name} ({EPOCH.source}), 6 "
+            f"{number_text(spent.parameters)} parameters by {APPROACH_1.name} ({APPROACH_1.source}), 6 "
             "operations a parameter and token, at the lineage's operations a second: once, "
             "whatever the base's own training took, and without gathering that text."
         )

@@ -390,7 +390,7 @@ def _with_alternatives(
     parameters: int,
 ) -> Spending:
     """The same work done otherwise: at each layer's own rate, else at the lineage's."""
-    best = laws.optimal_for(laws.EPOCH, parameters)
+    best = laws.APPROACH_1.optimal_for(parameters)
     rated = [i for i in items if i.flops and i.seconds and i.origin not in _COMPUTED]
     seconds = sum(item.seconds or 0.0 for item in rated)
     rate = sum(item.flops or 0.0 for item in rated) / seconds if seconds else None

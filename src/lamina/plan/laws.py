@@ -74,8 +74,7 @@ EPOCH = Law(
     "Besiroglu et al. 2024", "arXiv:2404.10102, table 1", 1.8172, 482.01, 2085.43, 0.3478, 0.3658,
     Errors(0.03, 124.58, 1293.23, 0.02, 0.02),
 )  # fmt: skip
-"""The refit of Hoffmann et al.'s runs, which agrees with their other two approaches; the one that
-lamina prices a run from scratch with."""
+"""The refit of Hoffmann et al.'s runs, which agrees with their other two approaches."""
 LAWS = (HOFFMANN, HOFFMANN_TEX, EPOCH)
 
 
@@ -178,7 +177,8 @@ APPROACH_1 = Frontier(
     power=math.log(_TEN_TRILLION[1] / _TEN_BILLION[1])
     / math.log(_TEN_TRILLION[0] / _TEN_BILLION[0]),
 )
-"""The law behind the published table of optimal sizes: the line through two of its rows gives the
+"""The law behind the published table of optimal sizes, and the one that lamina prices a run from
+nothing with: 20 tokens a parameter where its bases are, a fifth less than the refit. The line through two of its rows gives the
 others within their rounding, but for the one that is Gopher's budget, whose numbers don't multiply.
 Its exponents, 0.498 and 0.502, are approach 1's (0.50 and 0.50, 10th to 90th percentile 0.488 to
 0.502 and 0.501 to 0.512, table 2). Neither printed set of `Law` coefficients gives that table, nor
