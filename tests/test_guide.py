@@ -23,6 +23,7 @@ DOCUMENTED = (
     "base",
     "bisect",
     "conflicts",
+    "cost",
     "export",
     "import",
     "log",

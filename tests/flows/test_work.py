@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from lamina.core.errors import GateError, TrainInterrupted, UsageError
 from lamina.core.manifests import ExamSpec, SourceFile, StackConfig, StackedLayer
 from lamina.core.names import Name
+from lamina.core.rates import Rates
 from lamina.core.recipe import Recipe
 from lamina.flows import learn, runs, work
 from lamina.flows.inventory import history
@@ -69,6 +70,7 @@ ASIDE = {
     "part_of": "lamina refresh",
     "key": TWO,
     "memory": 2_000_000_000,
+    "rates": Rates(hardware="this", currency="EUR", per_hour=0.2),
 }
 """Another value of every field that decides nothing of it."""
 

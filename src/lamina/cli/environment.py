@@ -19,6 +19,7 @@ from lamina.core.errors import UsageError
 from lamina.core.plain import line_fault
 
 if TYPE_CHECKING:
+    from lamina.core.rates import Rates
     from lamina.flows.trust import Trust
     from lamina.plan.hardware import Profiles
     from lamina.share.wire import Access
@@ -93,6 +94,14 @@ def hardware() -> "Profiles":
         return profiles(_config() / FILE)
     except RuntimeError:  # no home folder, hence no file in it
         return profiles()
+
+
+def rates() -> "Rates":
+    """What this machine's time and electricity cost, for what goes on record. Raises UsageError as
+    `hardware`."""
+    from lamina.flows.spending import rates_of
+
+    return rates_of(hardware())
 
 
 def author() -> str | None:

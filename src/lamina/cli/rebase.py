@@ -83,6 +83,7 @@ def rebase(
         data=data or (),
         override=accept_regression,
         author=author or environment.author(),
+        rates=environment.rates(),
     )
     with stop_on_signals() as should_stop:
         rebased = flow.rebase(store, request, Terminal(), should_stop)

@@ -53,6 +53,7 @@ def refresh(
             at_most=at_most,
             override=accept_regression,
             author=author or environment.author(),
+            rates=environment.rates(),
         )
     if json:
         print_json(refreshed.to_json())

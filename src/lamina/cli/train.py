@@ -214,6 +214,7 @@ def train(
             rehearsal_set=rehearsal_set,
             licence=licence,
             author=author or environment.author(),
+            rates=environment.rates(),
             exam_files=exam or (),
             accept_regression=accept_regression,
             force=force,

@@ -116,6 +116,7 @@ def update(
         private=private,
         licence=licence,
         author=author or environment.author(),
+        rates=environment.rates(),
         accept_regression=accept_regression,
         force=force,
         memory=memory_size(memory),

@@ -1,13 +1,17 @@
 """What memory this process has and what the machine has left."""
 
+import contextlib
 import os
+import platform
 import resource
+import subprocess
 import sys
 from pathlib import Path
 
 STATUS = Path("/proc/self/status")
 OWN_STAT = Path("/proc/self/stat")
 UPTIME = Path("/proc/uptime")
+CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
 GROUPS = Path("/sys/fs/cgroup")
 """Where control groups are: their limits count, wherever the process is in the tree."""
@@ -38,6 +42,23 @@ def age() -> float:
     if len(words) < 20 or not up:
         return 0.0
     return max(0.0, float(up[0]) - int(words[19]) / os.sysconf("SC_CLK_TCK"))
+
+
+def processor() -> str:
+    """What the processor calls itself; its kind (x86_64, arm64) where nobody says.
+
+    Linux: `model name` of /proc/cpuinfo; macOS: machdep.cpu.brand_string.
+    """
+    for line in _lines(CPUINFO):
+        name, _, rest = line.partition(":")
+        if name.strip() in ("model name", "Model", "Hardware") and rest.strip():
+            return " ".join(rest.split())
+    if sys.platform == "darwin":
+        asked = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            said = subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True)
+            return " ".join(said.stdout.split()) or platform.machine()
+    return platform.machine()
 
 
 def free() -> int | None:

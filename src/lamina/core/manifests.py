@@ -22,6 +22,7 @@ from lamina.core.fields import (
     module_names,
 )
 from lamina.core.imported import ImportRecord
+from lamina.core.rates import Amount, Rates
 from lamina.core.recipe import Recipe, Scaling, ScorerName
 from lamina.core.values import Value
 
@@ -291,6 +292,21 @@ class CostEvidence(Value):
     versions: dict[str, str]
     layer_bytes: int
     base_bytes: int
+    supervised_tokens: Count | None = None
+    """Of `tokens`, those that were predicted; repeats counted."""
+    flops: Amount | None = None
+    """Useful operations of all steps (`plan.work.useful_flops`) and of the evaluations' forward
+    passes; what the layers' own products, padding and teachers take is not in it."""
+    joules: Amount | None = None
+    """By the machine's counters over those seconds, whatever else ran on it; None: not measured."""
+    metered: str | None = None
+    """Which counters, or why none."""
+    estimated_joules: Amount | None = None
+    """Seconds times the watts of the hardware profile, where it has them: no measurement."""
+    money: Amount | None = None
+    """At `rates`; of energy that was not measured, the estimate's. None: nothing was priced."""
+    rates: Rates | None = None
+    """What was configured when the run began."""
 
 
 class ScoresEvidence(Value):
@@ -304,6 +320,10 @@ class ScoresEvidence(Value):
     """Over what else decides the answers: dtype, sampling, code version."""
     items: tuple[tuple[float, float, str | None], ...]
     """(value, weight, answer) in the exam's order."""
+    seconds: Amount | None = None
+    """What asking took on whatever machine asked, loading the stack for its first exam included."""
+    joules: Amount | None = None
+    """By that machine's counters; None: not measured."""
 
 
 class NamingEvidence(Value):

@@ -41,3 +41,29 @@ def size_text(size: float) -> str:
             value = size / unit
             return f"{value:.1f} {name}" if value < 9.95 else f"{value:.0f} {name}"
     return f"{size / 1000:.0f} kB"
+
+
+_SPANS = ((365.25 * 86400, "years"), (2 * 86400, "days"), (2 * 3600, "hours"), (120, "minutes"))
+_SECONDS = {"years": 365.25 * 86400, "days": 86400, "hours": 3600, "minutes": 60}
+
+
+def span_text(seconds: float) -> str:
+    """`0.4 seconds`, `38 seconds`, `12 minutes`, `3.4 hours`, `131 days`, `1,200 years`."""
+    for least, unit in _SPANS:
+        if seconds >= least:
+            return f"{number_text(seconds / _SECONDS[unit])} {unit}"
+    return f"{number_text(seconds)} seconds"
+
+
+_WORDS = ((1e15, "quadrillion"), (1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
+
+
+def number_text(number: float) -> str:
+    """Two digits that count, and all before the point: `0.0038`, `0.4`, `3.4`, `131`, `15,700`;
+    three and a word from a million on: `135 million`."""
+    for least, word in _WORDS:
+        if number >= least:
+            return f"{number / least:.3g} {word}"
+    if number >= 10:
+        return f"{round(number, -max(0, len(str(int(number))) - 3)):,.0f}"
+    return f"{number:.2g}"

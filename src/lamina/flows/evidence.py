@@ -7,6 +7,16 @@ from lamina.store.layout import Store
 from lamina.store.refs import SUBJECT
 
 
+def subjects(store: Store, *artifact_types: str) -> set[str]:
+    """Digests of all that evidence of some types is about. Raises StoreError."""
+    return {
+        subject
+        for entry in store.entries()
+        if (subject := (entry.annotations or {}).get(SUBJECT)) is not None
+        and (entry.artifactType or store.manifest(entry.digest).artifactType) in artifact_types
+    }
+
+
 def recorded(
     store: Store, artifact_type: str, subjects: Collection[str]
 ) -> dict[str, list[dict[str, Any]]]:

@@ -1,10 +1,12 @@
 """Examining stacks: exams of every layer, results on record, the gate's verdict."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lamina.core.digest import digest_json
+from lamina.core.energy import Meter
 from lamina.core.errors import ReadOnlyStoreError, UnknownNameError
 from lamina.core.manifests import SCORES_TYPE, ScoresEvidence, StackConfig
 from lamina.core.names import Name
@@ -105,6 +107,8 @@ def sit(
             return None
         return tuple(ItemScore(value=v, weight=w, answer=a) for v, w, a in found.items)
 
+    clock = _Clock()
+
     def record(exam: Exam, items: tuple[ItemScore, ...]) -> None:
         evidence = ScoresEvidence(
             created=runs.now().isoformat(),
@@ -116,6 +120,7 @@ def sit(
                 (item.value, item.weight, None if exam.spec.private else item.answer)
                 for item in items
             ),  # results travel; an answer to a withheld question may give it away
+            **clock.lap(),
         )
         try:
             stored = store.put_stack(stack.config.base, stack.config.layers)
@@ -130,8 +135,9 @@ def sit(
     def examinee() -> Examinee:
         # torch: what is on record is looked up without it
         from lamina.flows.examinee import StackExaminee
-        from lamina.stack.compile import compile_stack, device_at_hand
+        from lamina.stack.compile import compile_stack, device_at_hand, gpu_at_hand
 
+        clock.begin(gpu_at_hand())
         return StackExaminee(compile_stack(store, stack, device=device_at_hand()))
 
     return run(
@@ -141,6 +147,29 @@ def sit(
         record=record,
         progress=progress,
     )
+
+
+class _Clock:
+    """What each exam of a sitting took; the first also what loading the stack took."""
+
+    def __init__(self) -> None:
+        self._meter: Meter | None = None
+        self._at, self._joules = 0.0, 0.0
+
+    def begin(self, gpu: str | None) -> None:
+        """From now on."""
+        self._at, self._meter = time.perf_counter(), Meter.of_machine(gpu)
+
+    def lap(self) -> dict[str, float | None]:
+        """`seconds` and `joules` since the last one."""
+        assert self._meter is not None, "nothing was asked"
+        now, joules = time.perf_counter(), self._meter.reading().joules
+        took = {
+            "seconds": round(now - self._at, 3),
+            "joules": None if joules is None else round(joules - self._joules, 1),
+        }
+        self._at, self._joules = now, joules or 0.0
+        return took
 
 
 def on_record(store: Store, stack: str, *, own: bool) -> dict[tuple[str, str, int], ScoresEvidence]:

@@ -14,6 +14,7 @@ from lamina.core.manifests import (
     LayerConfig,
 )
 from lamina.core.names import Name
+from lamina.core.rates import Rates
 from lamina.core.recipe import Recipe
 from lamina.core.report import Reporter
 from lamina.data import seen
@@ -54,6 +55,8 @@ class Request:
     """Leave the base's weights in the store, also where they would fit into memory."""
     memory: int | None = None
     """Bytes that training may take; None: what the machine has."""
+    rates: Rates | None = None
+    """What the machine costs, for the layer's cost on record."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,7 @@ def spec_of(
         force=request.force,
         stream=request.stream,
         memory=request.memory,
+        rates=request.rates,
     )
 
 

@@ -8,6 +8,7 @@ from lamina.core.digest import short
 from lamina.core.errors import GateError, UsageError
 from lamina.core.manifests import Rung
 from lamina.core.names import Name, parse_reference
+from lamina.core.rates import Rates
 from lamina.core.report import Reporter
 from lamina.flows.descent import kin
 from lamina.flows.ladder.carry import KEEP, Carried, carry
@@ -33,6 +34,8 @@ class Request:
     data: Sequence[str] = ()
     override: str | None = None
     author: str | None = None
+    rates: Rates | None = None
+    """What the machine costs, for the cost on record."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +85,7 @@ def rebase(
             reporter=reporter,
             should_stop=should_stop,
             data=request.data,
+            rates=request.rates,
         )
         anew = "give its data with --data"
         carried.append(carried_or_refused(move, rungs, request.keep, request.override, anew))

@@ -12,6 +12,7 @@ from typing import Any
 from lamina.core.errors import UsageError
 from lamina.core.manifests import StackConfig, StackedLayer
 from lamina.core.names import Name, parse_reference
+from lamina.core.rates import Rates
 from lamina.core.report import Reporter
 from lamina.flows.descent import cost_of
 from lamina.flows.ladder.carry import KEEP, Carried
@@ -122,6 +123,7 @@ def refresh(
     at_most: str | None = None,
     override: str | None = None,
     author: str | None = None,
+    rates: Rates | None = None,
 ) -> Refreshed:
     """Refresh the stack that a name points at, and move the name if the gate passes.
 
@@ -161,6 +163,7 @@ def refresh(
             command=command,
             reporter=reporter,
             should_stop=should_stop,
+            rates=rates,
         )
         return carried_or_refused(move, rungs, keep, override, ANEW)
 

@@ -35,6 +35,7 @@ from lamina.core.manifests import (
     StackConfig,
     StackedLayer,
 )
+from lamina.core.rates import Rates
 from lamina.core.recipe import Recipe
 from lamina.core.values import Value
 from lamina.data.example import Example
@@ -88,6 +89,8 @@ class RunSpec(Value):
     layer_sources: tuple[StackedLayer, ...] = ()
     memory: int | None = None
     """Bytes that training may take; None: what the machine has."""
+    rates: Rates | None = None
+    """What the machine costs, as configured when the run began; goes into the cost on record."""
     part_of: str | None = None
     """The command that this run is a part of: it names the result, `--resume` does not."""
     key: Digest | None = None

@@ -4,11 +4,14 @@ import platform
 import resource
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import nn
 
 from lamina.bases import families
 from lamina.bases.quantised import weight_bytes
+from lamina.core import machine
 from lamina.core.manifests import (
     COST_TYPE,
     JSONL_TYPE,
@@ -19,16 +22,21 @@ from lamina.core.manifests import (
     Descriptor,
     LayerConfig,
 )
+from lamina.core.rates import Rates
 from lamina.core.report import Reporter
 from lamina.core.version import __version__
 from lamina.data.provenance import content_digest
 from lamina.flows import credit, landing, rehearsal, runs, seen_rows
 from lamina.flows.questions import keep_private
+from lamina.plan.work import FORWARD_AND_BACK, useful_flops
 from lamina.stack.compile import Compiled
 from lamina.stack.resolve import ResolvedStack
 from lamina.store.layout import Store
 from lamina.tokens.mask import EncodeReport
 from lamina.train.job import Outcome
+
+FORWARD = FORWARD_AND_BACK // 2
+"""Operations a weight and token of a forward pass."""
 
 
 def land(
@@ -44,7 +52,8 @@ def land(
     """Put the layer, its stack and its cost into the store."""
     config, blobs = layer_object(store, run, spec, compiled, outcome, counts, reporter, should_stop)
     layer, stack = landing.land(store, config, blobs, label=spec.name, force=spec.force)
-    cost = cost_of(outcome, compiled, sum(b.size for b in blobs if b.mediaType == SAFETENSORS_TYPE))
+    size = sum(b.size for b in blobs if b.mediaType == SAFETENSORS_TYPE)
+    cost = cost_of(outcome, compiled, size, spec.rates)
     store.put_evidence(COST_TYPE, cost, layer)
     return layer, stack
 
@@ -130,12 +139,16 @@ def _credits(store: Store, spec: runs.RunSpec) -> tuple[Credit, ...] | None:
     return credit.of_sources(store, [(source.layer, share) for source in spec.layer_sources])
 
 
-def cost_of(outcome: Outcome, compiled: Compiled, layer_bytes: int) -> CostEvidence:
-    """What the run took, as measured."""
+def cost_of(
+    outcome: Outcome, compiled: Compiled, layer_bytes: int, rates: Rates | None = None
+) -> CostEvidence:
+    """What the run took, as measured, and what that cost at `rates`."""
     progress = outcome.progress
+    seconds = round(progress.seconds, 2)
+    joules = None if progress.joules is None else round(progress.joules, 1)
     return CostEvidence(
         created=runs.now().isoformat(),
-        seconds=round(progress.seconds, 2),
+        seconds=seconds,
         steps=progress.step,
         best_step=progress.best_step,
         tokens=progress.tokens,
@@ -143,7 +156,7 @@ def cost_of(outcome: Outcome, compiled: Compiled, layer_bytes: int) -> CostEvide
         peak_bytes=peak_bytes(),
         loss_before=progress.first_loss,
         loss_after=progress.best_loss,
-        hardware=f"{platform.machine()} {platform.system()}, {torch.get_num_threads()} threads",
+        hardware=hardware_of(compiled.model),
         versions={
             "lamina": __version__,
             "torch": torch.__version__,
@@ -152,7 +165,41 @@ def cost_of(outcome: Outcome, compiled: Compiled, layer_bytes: int) -> CostEvide
         },
         layer_bytes=layer_bytes,
         base_bytes=weight_bytes(compiled.model),
+        supervised_tokens=progress.supervised,
+        flops=flops_of(outcome, compiled),
+        joules=joules,
+        metered=progress.metered,
+        estimated_joules=rates.estimated_joules(seconds) if rates else None,
+        money=rates.money(seconds, joules) if rates else None,
+        rates=rates,
     )
+
+
+def hardware_of(model: nn.Module) -> str:
+    """The system, and what a model computes on: the GPU, else the processor and its threads."""
+    system = f"{platform.machine()} {platform.system()}"
+    some = next(model.parameters(), None)
+    if some is not None and some.device.type == "cuda":
+        return f"{system}, {torch.cuda.get_device_name(some.device)}"
+    return f"{system}, {machine.processor()}, {torch.get_num_threads()} threads"
+
+
+def flops_of(outcome: Outcome, compiled: Compiled) -> float | None:
+    """Useful operations of a run: steps, and the forward passes of evaluations and of rows that
+    were only looked at. Below the first trained layer there is no way back. None for a run that
+    began before its supervised tokens were counted."""
+    progress = outcome.progress
+    if progress.supervised is None:
+        return None
+    sizes = {name: m.in_features * m.out_features for name, m in compiled.linears.items()}
+    every = sum(sizes.values())
+    below = sum(sizes[name] for name in families.lowest(sizes, outcome.recipe.above))
+    config: Any = compiled.model.config
+    head = config.vocab_size * config.hidden_size
+    steps = useful_flops(every - below, head, progress.tokens, progress.supervised)
+    forward = below * progress.tokens + every * (progress.evaluated + progress.looked_at)
+    forward += head * progress.evaluated_supervised
+    return float(steps + FORWARD * forward)
 
 
 def peak_bytes() -> int:

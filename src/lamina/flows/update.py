@@ -15,6 +15,7 @@ from lamina.core.digest import Digest, digest_bytes, short
 from lamina.core.errors import UsageError
 from lamina.core.manifests import ExamSpec, StackedLayer
 from lamina.core.names import LATEST, Name, parse_reference
+from lamina.core.rates import Rates
 from lamina.core.recipe import AS_IT_FITS, Recipe, ScorerName
 from lamina.core.report import Reporter
 from lamina.data import seen
@@ -64,6 +65,8 @@ class Request:
     force: bool = False
     memory: int | None = None
     """Bytes that training may take; None: what the machine has."""
+    rates: Rates | None = None
+    """What the machine costs, for the layer's cost on record."""
 
 
 @dataclass(frozen=True)
@@ -384,6 +387,7 @@ def _spec(
         accept_regression=request.accept_regression,
         force=request.force,
         memory=request.memory,
+        rates=request.rates,
         origin="updated",
         start=layer.digest,
         supersedes=older,

@@ -28,6 +28,7 @@ _ASIDE = {
     "key",
     "stream",
     "memory",
+    "rates",
 }
 """What decides when, where and under which name a layer is made, but not which one."""
 _LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "jinja2", "bitsandbytes")

@@ -51,6 +51,13 @@ def device_at_hand() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def gpu_at_hand() -> str | None:
+    """UUID of that GPU, None where the processor does the work."""
+    if device_at_hand() != "cuda":
+        return None
+    return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+
+
 def compile_stack(
     store: Store,
     stack: ResolvedStack,

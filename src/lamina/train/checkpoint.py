@@ -47,6 +47,15 @@ class Progress(Value):
     best_loss: float | None = None
     first_loss: float | None = None
     since_best: int
+    supervised: int | None = None
+    """Tokens learned to predict, over all steps; None in a state from before this was counted."""
+    evaluated: int = 0
+    """Held-out tokens looked at, over all evaluations; and those of them that are predicted."""
+    evaluated_supervised: int = 0
+    joules: float | None = None
+    """Energy of the same time as `seconds`; None where a sitting had no counter."""
+    metered: str | None = None
+    """By which counters, or why there are none."""
     stopped: str | None = None
     """Why the run ended before its schedule did."""
 

@@ -72,6 +72,14 @@ class Outcome:
     model's own forward."""
 
 
+def gpu_of(model: nn.Module) -> str | None:
+    """UUID of the GPU that a model is on, None on a processor."""
+    some = next(model.parameters(), None)
+    if some is None or some.device.type != "cuda":
+        return None
+    return f"GPU-{torch.cuda.get_device_properties(some.device).uuid}"
+
+
 def fresh_factors(linears: Mapping[str, nn.Linear], recipe: Recipe) -> dict[str, Factors]:
     """Starting factors; each module's from its own stream, so that targets don't disturb others.
 

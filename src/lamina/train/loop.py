@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from lamina.bases import families
 from lamina.core import heap
+from lamina.core.energy import Meter
 from lamina.core.errors import TrainError, TrainInterrupted
 from lamina.lowrank.attach import Attachment
 from lamina.tokens.batch import Batch, collate
+from lamina.tokens.mask import Encoded
 from lamina.tokens.pack import plan_batches
 from lamina.train import checkpoint
 from lamina.train.events import EventLog
 from lamina.train.graphs import graphs_of
-from lamina.train.job import Job, Outcome, fresh_factors
+from lamina.train.job import Job, Outcome, fresh_factors, gpu_of
 from lamina.train.objective import Decoder, SoftTargets, token_losses, worst_of_rows
 from lamina.train.optimiser import Optimiser
 from lamina.train.passes import backward
@@ -84,6 +86,7 @@ class _Run:
         said: Mapping[int, SoftTargets | None],
     ) -> None:
         self.sitting_started = time.perf_counter()
+        self.meter = Meter.of_machine(gpu_of(job.model))
         self.job, self.recipe, self.attachment, self.events = job, job.recipe, attachment, events
         self.flat = attachment.flat
         self.prefixes = prefixes_of(job, attachment)
@@ -100,8 +103,10 @@ class _Run:
         # where known rows are left out an earlier state lacks old ones, of which they don't tell
         self.judged = len(job.eval_rows) >= LEAST_JUDGES and not self.plan.selects
         self.eval_tokens = sum(len(row.ids) for row in job.eval_rows)
+        self.eval_supervised = sum(map(supervised, job.eval_rows))
         self.progress = self._initial_progress()
         self.seconds_before = 0.0
+        self.joules_before: float | None = 0.0
         self.last_save = time.perf_counter()
         self._restore()
         heap.give_back()  # what loading and joining weights left in the middle of the heap
@@ -135,6 +140,8 @@ class _Run:
             best_loss=None,
             first_loss=None,
             since_best=0,
+            supervised=0,
+            joules=0.0,
         )
 
     # -- state ---------------------------------------------------------------------------------
@@ -156,12 +163,13 @@ class _Run:
             worst, began = tensors["worst"], tensors["worst_began"]
             self.plan.restore(progress.passes, progress.pass_began, worst, began)
         self.seconds_before = self.progress.seconds
+        self.joules_before = self.progress.joules
         self.events.emit("resumed", step=self.progress.step)
 
     def save(self) -> None:
         """Write the checkpoint."""
         plan = self.plan
-        self._update(seconds=self.elapsed(), passes=plan.number, pass_began=plan.first_step)
+        self._update(**self._spent(), passes=plan.number, pass_began=plan.first_step)
         tensors = {"flat": self.flat.data, "best": self.best, **self.optimiser.tensors()}
         if plan.selects:
             tensors |= {"worst": plan.worst, "worst_began": plan.began}
@@ -172,6 +180,14 @@ class _Run:
     def elapsed(self) -> float:
         """Seconds of training over all sittings."""
         return self.seconds_before + time.perf_counter() - self.sitting_started
+
+    def _spent(self) -> dict[str, object]:
+        """Seconds and joules over all sittings; no joules where one of them had no counter."""
+        now, before = self.meter.reading(), self.joules_before
+        joules = None if now.joules is None or before is None else before + now.joules
+        unmetered = before is None and now.joules is not None
+        why = "an earlier sitting was not metered" if unmetered else now.source
+        return {"seconds": self.elapsed(), "joules": joules, "metered": why}
 
     def _update(self, **changes: object) -> None:
         self.progress = self.progress.model_copy(update=changes)
@@ -198,7 +214,6 @@ class _Run:
                 self.evaluate()
             if time.perf_counter() - self.last_save > CHECKPOINT_SECONDS:
                 self.save()
-        self._update(seconds=self.elapsed())
         self.save()
         return self._outcome()
 
@@ -269,9 +284,12 @@ class _Run:
             if self.guard is not None:
                 self.guard.after_step()
         tokens = sum(map(len, rows))
+        learned = sum(map(supervised, rows))
+        self.meter.poll()
         self._update(
             step=progress.step + 1,
             tokens=progress.tokens + tokens,
+            supervised=None if progress.supervised is None else progress.supervised + learned,
             skipped_in_row=0 if finite else progress.skipped_in_row + 1,
         )
         self.events.emit(
@@ -324,6 +342,10 @@ class _Run:
         With fewer than `LEAST_JUDGES`, or where what is known is left out: the last.
         """
         loss = mean_loss(self.model, self.eval_batches) if self.eval_batches else None
+        self._update(
+            evaluated=self.progress.evaluated + self.eval_tokens,
+            evaluated_supervised=self.progress.evaluated_supervised + self.eval_supervised,
+        )
         progress = self.progress
         if loss is not None and not math.isfinite(loss):
             self._not_finite()
@@ -394,6 +416,11 @@ class _Run:
         )
         del self.optimiser  # its moments, before the factors are copied: this sitting is over
         return Outcome(self.attachment.factors(self.best), recipe, self.progress, self.kernels)
+
+
+def supervised(row: Encoded) -> int:
+    """Tokens of a row that are predicted."""
+    return int(row.mask[1:].sum())
 
 
 def _eval_batches(job: Job) -> list[Batch]:

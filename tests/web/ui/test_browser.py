@@ -101,6 +101,34 @@ def test_the_theme_is_chosen_and_kept(browser, still):
         assert page.evaluate("localStorage.length") == 0
 
 
+def test_what_a_stack_cost_is_said_and_drawn_in_the_chosen_theme(browser, still):
+    drawn = "(img) => img.complete && img.naturalWidth"
+    paper = """async (img) => {
+      const canvas = document.createElement('canvas');
+      [canvas.width, canvas.height] = [8, 8];
+      const ink = canvas.getContext('2d');
+      ink.drawImage(img, 0, 0, 8, 8);
+      return [...ink.getImageData(0, 0, 1, 1).data];
+    }"""
+    seen = []
+    for theme in THEMES:
+        with opened(browser, still, theme="light") as page:
+            page.add_init_script(f"localStorage.setItem('lamina-theme', '{theme}')")
+            go(page, still, "stack/times")
+            card = page.get_by_role("region", name="What it cost")
+            assert "times:v1 has cost " in card.inner_text()
+            picture = card.get_by_role("img")
+            assert "times:v1 has cost " in picture.get_attribute("alt")
+            assert picture.evaluate(drawn) == 760
+            seen.append(picture.evaluate(paper))
+            card.get_by_text("What this rests on").click()
+            assert "Full fine-tuning" in card.inner_text()
+            go(page, still, "stack/pico")
+            assert page.get_by_role("region", name="What it cost").count() == 0
+    assert seen[0] == [255, 255, 255, 255]
+    assert max(seen[1][:3]) < 64
+
+
 def test_a_page_that_is_not_there_shows_the_stacks_and_a_name_that_is_not_there_says_so(
     browser, still
 ):

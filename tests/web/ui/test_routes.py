@@ -198,6 +198,15 @@ def test_exams_lineage_and_cost_are_told(client):
     assert all(layer["seconds"] > 0 for layer in layers)
 
 
+def test_what_a_stack_cost_is_told_as_the_command_tells_it(client, shared):
+    found = client.get("/ui/api/stacks/times/cost").json()
+    shown = shared("cost", "times", "--json").done().json
+    assert {key: found[key] for key in shown} == shown
+    assert found["plot"].startswith("<svg ")
+    assert client.get("/ui/api/stacks/nobody/cost").status_code == 404
+    assert client.get("/ui/api/stacks/pico/cost").status_code == 400  # a bare base
+
+
 def test_an_answer_is_worked_out_again_when_a_name_moved(client, store):
     before = client.get("/ui/api/stacks").json()["stacks"]
     assert client.get("/ui/api/stacks").json()["stacks"] == before

@@ -9,6 +9,7 @@ from lamina.bases.shell import linear_shapes
 from lamina.core.digest import digest_json
 from lamina.core.errors import TrainInterrupted
 from lamina.core.manifests import Descriptor, StackedLayer
+from lamina.core.rates import Rates
 from lamina.core.report import Reporter
 from lamina.stack.compile import base_directory
 from lamina.stack.resolve import ResolvedLayer, ResolvedStack
@@ -32,6 +33,8 @@ class Move:
     should_stop: Callable[[], bool]
     data: Sequence[str] = ()
     """Files of the layer's own data, if somebody has them."""
+    rates: Rates | None = None
+    """What the machine costs, for the cost on record."""
 
     @property
     def layer(self) -> ResolvedLayer:

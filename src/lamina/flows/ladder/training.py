@@ -82,6 +82,7 @@ def run_of(
         start=layer.digest if distilled and move.same_shapes else None,
         supersedes=layer.digest if move.supersede else None,
         layer_sources=tuple(move.old.config.layers[-1:]),
+        rates=move.rates,
         part_of=move.command,
     )
     return runs.create(

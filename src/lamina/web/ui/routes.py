@@ -26,7 +26,18 @@ from lamina.core.errors import (
     UsageError,
 )
 from lamina.core.version import __version__
-from lamina.flows import costs, graph, picture, progress, runs, scoreboard, votes
+from lamina.flows import (
+    cost_plot,
+    cost_text,
+    costs,
+    graph,
+    picture,
+    progress,
+    runs,
+    scoreboard,
+    spending,
+    votes,
+)
 from lamina.store.layout import Store
 
 POLICY = (
@@ -160,6 +171,12 @@ def api(store: Store) -> APIRouter:
     def stack(reference: str) -> Response:
         """One stack's base and layers."""
         return JSONResponse(picture.picture(store, reference))
+
+    @found.get("/stacks/{reference}/cost")
+    def spent(reference: str) -> Response:
+        """What one stack and all that led to it took, and a plot of it."""
+        known = spending.spending(store, reference)
+        return JSONResponse({**cost_text.to_json(known), "plot": cost_plot.plot(known)})
 
     @found.get("/exams/{name}")
     def exams(name: str) -> Response:

@@ -5,6 +5,7 @@ import { fitted, share } from "./chart.js";
 import { command, empty, facts, field, h, show } from "./dom.js";
 import { bytes, compact, count, date, duration, interval, isLoss, link, percent, plural, short, speed, value } from "./format.js";
 import { picture } from "./picture.js";
+import { spending } from "./spending.js";
 import { stateBadge } from "./stacks.js";
 
 export async function stack([reference = ""], view) {
@@ -24,7 +25,8 @@ export async function stack([reference = ""], view) {
     heading(found, name),
     staleNotice(found, name),
     h("div", { class: "two" }, h("div", { class: "sticky" }, art, use(found)),
-      h("div", { class: "layers" }, above, baseCard(found.base))));
+      h("div", { class: "layers" }, above, baseCard(found.base))),
+    spending(found));
 }
 
 function heading(found, name) {
