@@ -178,13 +178,12 @@ APPROACH_1 = Frontier(
     / math.log(_TEN_TRILLION[0] / _TEN_BILLION[0]),
 )
 """The law behind the published table of optimal sizes, and the one that lamina prices a run from
-nothing with: 20 tokens a parameter where its bases are, a fifth less than the refit.
-
-The line through two of its rows gives the others within their rounding, but for the one that is
-Gopher's budget, whose numbers don't multiply. Its exponents, 0.498 and 0.502, are approach 1's
-(0.50 and 0.50, 10th to 90th percentile 0.488 to 0.502 and 0.501 to 0.512, table 2). Neither printed
-set of `Law` coefficients gives that table, nor the columns of table A3 that bear its name (a =
-0.459 there, 0.457 by its own TeX coefficients)."""
+nothing with: 20 tokens a parameter where its bases are, a fifth less than the refit asks for. The
+line through two of its rows gives the others within their rounding, but for the one that is
+Gopher's budget, whose numbers don't multiply.
+Its exponents, 0.498 and 0.502, are approach 1's (0.50 and 0.50, 10th to 90th percentile 0.488 to
+0.502 and 0.501 to 0.512, table 2). Neither printed set of `Law` coefficients gives that table, nor
+the columns of table A3 that bear its name (a = 0.459 there, 0.457 by its own TeX coefficients)."""
 
 
 def _positive(**given: float) -> None:
