@@ -44,12 +44,15 @@ def cost(
     three trainings on different numbers of rows with the same questions.
     """
     from lamina.flows import cost_text
-    from lamina.flows.prospects import prospect
     from lamina.flows.spending import spending
 
     store = environment.open_store()
     spent = spending(store, stack)
-    more = None if rows is None else prospect(store, stack, rows)
+    more = None
+    if rows is not None:
+        from lamina.flows.prospects import prospect  # numpy, which the rest does without
+
+        more = prospect(store, stack, rows)
     if plot is not None:
         from lamina.core.files import atomic_write
         from lamina.flows.cost_plot import plot as draw

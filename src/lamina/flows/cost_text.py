@@ -47,7 +47,8 @@ def assumptions(spent: Spending) -> list[str]:
             f"From nothing: {number_text(spent.scratch_tokens)} tokens, compute-optimal for "
             f"{number_text(spent.parameters)} parameters by {APPROACH_1.name} "
             f"({APPROACH_1.source}), 6 operations a parameter and token, at the lineage's "
-            "operations a second: once, whatever the base's own training took, and without gathering that text."
+            "operations a second: once, whatever the base's own training took, and without "
+            "gathering that text."
         )
     if any(way and way.money is not None for way in (spent.full, spent.scratch)):
         lines.append("Money of these: the lineage's, a second.")
