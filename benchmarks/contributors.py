@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.common import BASE, Log, emit, home, parser, say
 from lamina.core.errors import UnknownNameError
-from lamina.core.manifests import COST_TYPE, CostEvidence
+from lamina.core.evidence import COST_TYPE, CostEvidence
 from lamina.core.names import Name
 from lamina.core.recipe import Recipe
 from lamina.exams.report import score_of

@@ -26,12 +26,11 @@ from tests.share.registries import PROGRAM, Running, running
 from benchmarks.common import emit, home, parser, say
 from lamina.core.digest import digest_bytes
 from lamina.core.errors import LaminaError
+from lamina.core.evidence import COST_TYPE, CostEvidence
 from lamina.core.manifests import (
-    COST_TYPE,
     JSON_TYPE,
     SAFETENSORS_TYPE,
     BaseConfig,
-    CostEvidence,
     LayerConfig,
     StackConfig,
     StackedLayer,

@@ -1,16 +1,8 @@
 """A store in which layers are only what their configs say: no tensors, quick to make many of."""
 
 from lamina.core.digest import digest_bytes, digest_json
-from lamina.core.manifests import (
-    NAMING_TYPE,
-    SCORES_TYPE,
-    BaseConfig,
-    ExamSpec,
-    LayerConfig,
-    NamingEvidence,
-    ScoresEvidence,
-    StackedLayer,
-)
+from lamina.core.evidence import NAMING_TYPE, SCORES_TYPE, NamingEvidence, ScoresEvidence
+from lamina.core.manifests import BaseConfig, ExamSpec, LayerConfig, StackedLayer
 from lamina.store.layout import Store
 from lamina.store.refs import ANYTHING
 

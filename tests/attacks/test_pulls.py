@@ -4,13 +4,12 @@ import pytest
 
 from lamina.core.digest import digest_bytes
 from lamina.core.errors import ShareError, StoreError, TrustError
+from lamina.core.evidence import SIGNATURE_TYPE, SignatureEvidence
 from lamina.core.manifests import (
-    SIGNATURE_TYPE,
     STACK_TYPE,
     Descriptor,
     ImageManifest,
     LayerConfig,
-    SignatureEvidence,
     StackConfig,
     StackedLayer,
 )

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from lamina.core.manifests import PROPOSAL_TYPE, LayerConfig, StackedLayer
+from lamina.core.evidence import PROPOSAL_TYPE
+from lamina.core.manifests import LayerConfig, StackedLayer
 from lamina.core.names import Name
 from lamina.core.proposals import ProposalEvidence
 from lamina.flows import landing

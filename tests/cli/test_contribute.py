@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 
-from lamina.core.manifests import REVIEW_TYPE, SCORES_TYPE, ScoresEvidence
+from lamina.core.evidence import REVIEW_TYPE, SCORES_TYPE, ScoresEvidence
 from lamina.core.names import Name
 from lamina.core.proposals import ReviewEvidence
 from lamina.flows.examine import ENGINE

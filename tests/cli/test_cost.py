@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from lamina.core.manifests import COST_TYPE, SCORES_TYPE, CostEvidence, ScoresEvidence
+from lamina.core.evidence import COST_TYPE, SCORES_TYPE, CostEvidence, ScoresEvidence
 from lamina.flows import descent
 from lamina.flows.cost_plot import plot
 from lamina.flows.spending import spending

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from lamina.core.errors import StoreError
-from lamina.core.manifests import NAMING_TYPE, ImageManifest, NamingEvidence
+from lamina.core.evidence import NAMING_TYPE, NamingEvidence
+from lamina.core.manifests import ImageManifest
 from lamina.store.layout import Store
 from tests.cli.program import Program, config_of
 from tests.store import make

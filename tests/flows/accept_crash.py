@@ -7,7 +7,7 @@ from pathlib import Path
 import scipy.special  # noqa: F401  imported once, before the forks, as the model is
 import transformers.models.llama.modeling_llama  # noqa: F401
 
-from lamina.core.manifests import REVIEW_TYPE
+from lamina.core.evidence import REVIEW_TYPE
 from lamina.core.proposals import ReviewEvidence
 from lamina.core.report import Silent
 from lamina.flows.accept import accept

@@ -11,7 +11,7 @@ from pathlib import Path
 import scipy.special  # noqa: F401  imported once, before the forks, as the model is
 import transformers.models.llama.modeling_llama  # noqa: F401
 
-from lamina.core.manifests import CARRIED_TYPE, CarriedEvidence
+from lamina.core.evidence import CARRIED_TYPE, CarriedEvidence
 from lamina.core.report import Silent
 from lamina.flows.inventory import history
 from lamina.flows.lineage import status_of

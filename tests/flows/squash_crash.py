@@ -7,7 +7,7 @@ from pathlib import Path
 import scipy.special  # noqa: F401  imported once, before the forks, as the model is
 import transformers.models.llama.modeling_llama  # noqa: F401
 
-from lamina.core.manifests import CERTIFICATE_TYPE, CertificateEvidence
+from lamina.core.evidence import CERTIFICATE_TYPE, CertificateEvidence
 from lamina.core.report import Silent
 from lamina.flows.inventory import history
 from lamina.flows.squash import squash

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from lamina.core.errors import GateError, TrainInterrupted, UnknownNameError, UsageError
-from lamina.core.manifests import COST_TYPE, LAYER_TYPE, CostEvidence, StackedLayer
+from lamina.core.evidence import COST_TYPE, CostEvidence
+from lamina.core.manifests import LAYER_TYPE, StackedLayer
 from lamina.core.names import Name
 from lamina.core.recipe import Recipe
 from lamina.core.report import Silent

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lamina.core.errors import GateError, TrainInterrupted, UsageError
-from lamina.core.manifests import CARRIED_TYPE, CarriedEvidence, LayerConfig
+from lamina.core.evidence import CARRIED_TYPE, CarriedEvidence
+from lamina.core.manifests import LayerConfig
 from lamina.core.names import Name
 from lamina.core.report import Silent
 from lamina.flows import learn, rebase, update

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from lamina.core.errors import DataError, GateError, UnknownNameError, UsageError
-from lamina.core.manifests import COST_TYPE, NAMING_TYPE, SCORES_TYPE, CostEvidence, NamingEvidence
+from lamina.core.evidence import COST_TYPE, NAMING_TYPE, SCORES_TYPE, CostEvidence, NamingEvidence
 from lamina.core.names import Name
 from lamina.data.exams import from_jsonl
 from lamina.data.split import split

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from lamina.core.errors import CheckError, GateError, UsageError, WrongParentError
-from lamina.core.manifests import CERTIFICATE_TYPE, CertificateEvidence, StackedLayer
+from lamina.core.evidence import CERTIFICATE_TYPE, CertificateEvidence
+from lamina.core.manifests import StackedLayer
 from lamina.core.report import Silent
 from lamina.export import parity
 from lamina.flows import landing, rehearsal, seen_rows

@@ -8,7 +8,8 @@ from peft import PeftModel
 
 from lamina.bases.quantised import QuantisedLinear
 from lamina.core.errors import UsageError, WrongParentError
-from lamina.core.manifests import COST_TYPE, CostEvidence, StackConfig, StackedLayer
+from lamina.core.evidence import COST_TYPE, CostEvidence
+from lamina.core.manifests import StackConfig, StackedLayer
 from lamina.export.parity import logits_of
 from lamina.flows import bases
 from lamina.flows.adapters import export

@@ -3,7 +3,7 @@
 import pytest
 
 from lamina.core.errors import StoreBusyError, TrainInterrupted, UnknownNameError, UsageError
-from lamina.core.manifests import NAMING_TYPE, NamingEvidence
+from lamina.core.evidence import NAMING_TYPE, NamingEvidence
 from lamina.core.names import Name
 from lamina.flows import job, learn, naming, runs
 from lamina.flows.inventory import history

@@ -3,7 +3,7 @@
 import pytest
 
 from lamina.core.errors import UnknownNameError, UsageError
-from lamina.core.manifests import COST_TYPE, CostEvidence
+from lamina.core.evidence import COST_TYPE, CostEvidence
 from lamina.exams.statistics import wilson
 from lamina.flows.costs import costs
 from lamina.flows.picture import gallery, picture

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lamina.core.errors import CheckError, GateError, UsageError
-from lamina.core.manifests import CERTIFICATE_TYPE, CertificateEvidence, StackedLayer
+from lamina.core.evidence import CERTIFICATE_TYPE, CertificateEvidence
+from lamina.core.manifests import StackedLayer
 from lamina.data.read import read
 from lamina.export import parity
 from lamina.export.parity import compare, logits_of

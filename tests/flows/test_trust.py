@@ -3,14 +3,8 @@ import shutil
 import pytest
 
 from lamina.core.errors import StoreError, TrustError, UsageError
-from lamina.core.manifests import (
-    JSON_TYPE,
-    SCORES_TYPE,
-    SIGNATURE_TYPE,
-    ImageManifest,
-    ScoresEvidence,
-    SignatureEvidence,
-)
+from lamina.core.evidence import SCORES_TYPE, SIGNATURE_TYPE, ScoresEvidence, SignatureEvidence
+from lamina.core.manifests import JSON_TYPE, ImageManifest
 from lamina.core.names import Name
 from lamina.flows.hosting import Host
 from lamina.flows.inventory import describe, history, render, render_history

@@ -6,6 +6,7 @@ import json
 from safetensors.numpy import save
 
 from lamina.core.digest import digest_bytes
+from lamina.core.evidence import ScoresEvidence
 from lamina.core.manifests import (
     JSON_TYPE,
     LAYER_TYPE,
@@ -14,7 +15,6 @@ from lamina.core.manifests import (
     ImageIndex,
     ImageManifest,
     LayerConfig,
-    ScoresEvidence,
     StackConfig,
     StackedLayer,
 )

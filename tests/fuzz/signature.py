@@ -6,7 +6,8 @@ import atheris
 
 with atheris.instrument_imports(include=["lamina"]):
     from lamina.core.digest import digest_bytes
-    from lamina.core.manifests import STACK_TYPE, EnvelopeSignature, SignatureEvidence
+    from lamina.core.evidence import EnvelopeSignature, SignatureEvidence
+    from lamina.core.manifests import STACK_TYPE
     from lamina.share.signature import PAYLOAD_TYPE, check
     from lamina.store.strict import parse_strictly
 

@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from lamina.bases.header import HeaderError, check_bytes
 from lamina.core.digest import canonical_json
 from lamina.core.errors import LaminaError, UsageError
+from lamina.core.evidence import ScoresEvidence, SignatureEvidence
 from lamina.core.manifests import (
     Descriptor,
     ImageIndex,
     ImageManifest,
     LayerConfig,
-    ScoresEvidence,
-    SignatureEvidence,
     StackConfig,
     StackedLayer,
 )

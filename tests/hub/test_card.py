@@ -10,15 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from lamina.core.manifests import (
+from lamina.core.evidence import (
     COST_TYPE,
     SCORES_TYPE,
     CostEvidence,
-    Credit,
-    LayerConfig,
     NamingEvidence,
     ScoresEvidence,
 )
+from lamina.core.manifests import Credit, LayerConfig
 from lamina.core.report import Silent
 from lamina.flows.adapters import export
 from lamina.flows.card import gather

@@ -8,7 +8,8 @@ import threading
 import pytest
 
 from lamina.core.errors import UsageError
-from lamina.core.manifests import JSONL_TYPE, SCORES_TYPE, Descriptor, ScoresEvidence
+from lamina.core.evidence import SCORES_TYPE, ScoresEvidence
+from lamina.core.manifests import JSONL_TYPE, Descriptor
 from lamina.core.names import Name
 from lamina.share.hub import BLOBS, INDEX
 from lamina.share.parcel import parcel_of

@@ -21,7 +21,8 @@ from lamina.core.errors import (
     TrustError,
     UsageError,
 )
-from lamina.core.manifests import NAMING_TYPE, REF_NAME, SCORES_TYPE, ScoresEvidence
+from lamina.core.evidence import NAMING_TYPE, SCORES_TYPE, ScoresEvidence
+from lamina.core.manifests import REF_NAME
 from lamina.core.names import Name
 from lamina.core.report import Silent
 from lamina.export.parity import logits_of

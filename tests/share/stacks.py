@@ -2,7 +2,8 @@
 
 import random
 
-from lamina.core.manifests import COST_TYPE, CostEvidence, StackedLayer
+from lamina.core.evidence import COST_TYPE, CostEvidence
+from lamina.core.manifests import StackedLayer
 from lamina.core.names import Name
 from tests.store.make import IDENTITY_OF_BASE, put_base, put_layer
 

@@ -6,7 +6,8 @@ import pytest
 
 from lamina.core.digest import digest_bytes
 from lamina.core.errors import BaseError, CorruptBlobError, MissingBlobError, StoreError
-from lamina.core.manifests import BaseConfig, StandsEvidence
+from lamina.core.evidence import StandsEvidence
+from lamina.core.manifests import BaseConfig
 from lamina.core.report import Silent
 from lamina.flows import bases
 from lamina.flows.foreign_bases import bring_base, from_place, sources

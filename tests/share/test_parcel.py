@@ -6,19 +6,16 @@ import pytest
 
 from lamina.core.digest import digest_bytes
 from lamina.core.errors import CorruptBlobError, MissingBlobError, StoreError, UsageError
-from lamina.core.manifests import (
+from lamina.core.evidence import (
     COST_TYPE,
     NAMING_TYPE,
     SCORES_TYPE,
     STANDS_TYPE,
     CostEvidence,
-    ExamSpec,
-    LayerConfig,
     ScoresEvidence,
-    StackConfig,
-    StackedLayer,
     StandsEvidence,
 )
+from lamina.core.manifests import ExamSpec, LayerConfig, StackConfig, StackedLayer
 from lamina.core.names import Name
 from lamina.share.incoming import admit, look
 from lamina.share.parcel import parcel_of, public_source

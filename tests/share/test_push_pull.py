@@ -8,15 +8,8 @@ import pytest
 
 from lamina.core.digest import digest_bytes
 from lamina.core.errors import BaseError, CheckError, ShareError, StoreError, UsageError
-from lamina.core.manifests import (
-    COST_TYPE,
-    STACK_TYPE,
-    CostEvidence,
-    Credit,
-    ExamSpec,
-    StackConfig,
-    StackedLayer,
-)
+from lamina.core.evidence import COST_TYPE, CostEvidence
+from lamina.core.manifests import STACK_TYPE, Credit, ExamSpec, StackConfig, StackedLayer
 from lamina.core.names import Name
 from lamina.core.report import Silent
 from lamina.flows.publish import Landing, pull, push

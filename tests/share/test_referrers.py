@@ -6,14 +6,8 @@ import multiprocessing
 import pytest
 
 from lamina.core.errors import ShareError
-from lamina.core.manifests import (
-    COST_TYPE,
-    INDEX_TYPE,
-    MANIFEST_TYPE,
-    SCORES_TYPE,
-    CostEvidence,
-    Descriptor,
-)
+from lamina.core.evidence import COST_TYPE, SCORES_TYPE, CostEvidence
+from lamina.core.manifests import INDEX_TYPE, MANIFEST_TYPE, Descriptor
 from lamina.core.report import Silent
 from lamina.flows.publish import Landing, pull, push
 from lamina.share.parcel import parcel_of

@@ -4,7 +4,8 @@ import json
 import pytest
 
 from lamina.core.digest import digest_bytes
-from lamina.core.manifests import LAYER_TYPE, STACK_TYPE, SignatureEvidence
+from lamina.core.evidence import SignatureEvidence
+from lamina.core.manifests import LAYER_TYPE, STACK_TYPE
 from lamina.share import signature
 from lamina.share.keys import KeyRing, Revocation
 from lamina.share.signature import PAYLOAD_TYPE, check, encoded, sign, standing

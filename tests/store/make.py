@@ -1,15 +1,14 @@
 """Small objects for the store's tests: layers, bases, stacks and evidence of a few bytes."""
 
 from lamina.core.digest import digest_bytes
+from lamina.core.evidence import NAMING_TYPE, NamingEvidence
 from lamina.core.manifests import (
     JSON_TYPE,
-    NAMING_TYPE,
     SAFETENSORS_TYPE,
     BaseConfig,
     Descriptor,
     ExamSpec,
     LayerConfig,
-    NamingEvidence,
     StackedLayer,
 )
 from lamina.store.layout import Store

@@ -3,18 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lamina.core.manifests import (
+from lamina.core.evidence import (
     CARRIED_TYPE,
     CERTIFICATE_TYPE,
     COST_TYPE,
     NAMING_TYPE,
     SCORES_TYPE,
-    SOURCE,
     CarriedEvidence,
     CertificateEvidence,
     CostEvidence,
     NamingEvidence,
 )
+from lamina.core.manifests import SOURCE
 from lamina.exams.report import Matrix, matrix
 from lamina.exams.runner import ExamResult
 from lamina.exams.tasks import Exam

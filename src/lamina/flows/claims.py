@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lamina.core.manifests import ScoresEvidence
+from lamina.core.evidence import ScoresEvidence
 from lamina.core.proposals import Claim, Measured
 from lamina.exams.report import score_of, value_text
 from lamina.exams.runner import ExamResult

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lamina.core.digest import Digest
-from lamina.core.manifests import CARRIED_TYPE, CERTIFICATE_TYPE, COST_TYPE
+from lamina.core.evidence import CARRIED_TYPE, CERTIFICATE_TYPE, COST_TYPE
 from lamina.flows.evidence import recorded
 from lamina.flows.lineage import Lineage
 from lamina.store.layout import Store

@@ -2,7 +2,8 @@
 
 from lamina.core.digest import Digest
 from lamina.core.errors import LaminaError
-from lamina.core.manifests import COST_TYPE, CostEvidence, LayerConfig
+from lamina.core.evidence import COST_TYPE, CostEvidence
+from lamina.core.manifests import LayerConfig
 from lamina.stack.resolve import ResolvedLayer
 from lamina.store.layout import Store
 

@@ -8,7 +8,8 @@ from typing import Any
 from lamina.core.digest import digest_json
 from lamina.core.energy import Meter
 from lamina.core.errors import ReadOnlyStoreError, UnknownNameError
-from lamina.core.manifests import SCORES_TYPE, ScoresEvidence, StackConfig
+from lamina.core.evidence import SCORES_TYPE, ScoresEvidence
+from lamina.core.manifests import StackConfig
 from lamina.core.names import Name
 from lamina.core.report import Reporter
 from lamina.core.scores import Comparison, ItemScore

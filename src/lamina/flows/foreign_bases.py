@@ -18,7 +18,8 @@ from lamina.core.errors import (
     UnknownNameError,
     UsageError,
 )
-from lamina.core.manifests import BASE_TYPE, BaseConfig, Descriptor, StandsEvidence
+from lamina.core.evidence import StandsEvidence
+from lamina.core.manifests import BASE_TYPE, BaseConfig, Descriptor
 from lamina.core.names import MAX_NAME, Name
 from lamina.core.report import Reporter
 from lamina.flows import bases

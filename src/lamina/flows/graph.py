@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lamina.core.digest import Digest, short
-from lamina.core.manifests import NAMING_TYPE, SCORES_TYPE
+from lamina.core.evidence import NAMING_TYPE, SCORES_TYPE
 from lamina.flows.evidence import recorded
 from lamina.flows.lanes import Drawn, draw
 from lamina.flows.lineage import Lineage, Version, version_of

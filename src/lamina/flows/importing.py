@@ -10,13 +10,9 @@ from typing import Any
 
 from lamina.bases.gguf import write_gguf
 from lamina.core.errors import UsageError
+from lamina.core.evidence import CERTIFICATE_TYPE, CertificateEvidence
 from lamina.core.imported import ImportKind, ImportRecord
-from lamina.core.manifests import (
-    CERTIFICATE_TYPE,
-    SOURCE,
-    CertificateEvidence,
-    LayerConfig,
-)
+from lamina.core.manifests import SOURCE, LayerConfig
 from lamina.core.names import Name
 from lamina.core.report import Reporter
 from lamina.export.parity import Parity

@@ -7,21 +7,16 @@ from typing import Any
 from lamina.core.credits import contributors, people, sentence
 from lamina.core.digest import short
 from lamina.core.errors import UnknownNameError, UsageError
-from lamina.core.manifests import (
-    BASE_TYPE,
+from lamina.core.evidence import (
     CERTIFICATE_TYPE,
     COST_TYPE,
-    IDENTITY,
-    LAYER_TYPE,
     NAMING_TYPE,
     SCORES_TYPE,
     CertificateEvidence,
     CostEvidence,
-    Credit,
-    LayerConfig,
     ScoresEvidence,
-    StackConfig,
 )
+from lamina.core.manifests import BASE_TYPE, IDENTITY, LAYER_TYPE, Credit, LayerConfig, StackConfig
 from lamina.core.names import LATEST, Name, parse_name, parse_reference
 from lamina.flows.credit import credits_of
 from lamina.flows.evidence import recorded

@@ -6,13 +6,8 @@ from pathlib import Path
 
 from lamina.core.digest import short
 from lamina.core.errors import UsageError
-from lamina.core.manifests import (
-    COST_TYPE,
-    CostEvidence,
-    Descriptor,
-    ExamSpec,
-    LayerConfig,
-)
+from lamina.core.evidence import COST_TYPE, CostEvidence
+from lamina.core.manifests import Descriptor, ExamSpec, LayerConfig
 from lamina.core.names import Name
 from lamina.core.rates import Rates
 from lamina.core.recipe import Recipe

@@ -15,13 +15,9 @@ from torch import Tensor, nn
 
 from lamina.core.digest import short
 from lamina.core.errors import CheckError, UsageError
+from lamina.core.evidence import CERTIFICATE_TYPE, CertificateEvidence, Kept
 from lamina.core.licences import combine
-from lamina.core.manifests import (
-    CERTIFICATE_TYPE,
-    CertificateEvidence,
-    Descriptor,
-    Kept,
-)
+from lamina.core.manifests import Descriptor
 from lamina.core.names import Name
 from lamina.core.report import Reporter
 from lamina.exams.report import Matrix, matrix, render_matrix

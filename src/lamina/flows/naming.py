@@ -1,7 +1,7 @@
 """Moving a name: the gate decides, the move is one atomic step, and the decision is recorded."""
 
 from lamina.core.errors import GateError, UsageError, WrongParentError
-from lamina.core.manifests import NAMING_TYPE, NamingEvidence
+from lamina.core.evidence import NAMING_TYPE, NamingEvidence
 from lamina.core.names import LATEST, Name, parse_name
 from lamina.flows import runs
 from lamina.flows.examine import Examination

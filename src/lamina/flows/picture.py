@@ -4,16 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from lamina.core.digest import Digest, short
-from lamina.core.manifests import (
+from lamina.core.evidence import (
     CERTIFICATE_TYPE,
     COST_TYPE,
-    IDENTITY,
     NAMING_TYPE,
     SCORES_TYPE,
     CertificateEvidence,
     CostEvidence,
-    Descriptor,
 )
+from lamina.core.manifests import IDENTITY, Descriptor
 from lamina.core.names import Name, parse_reference
 from lamina.exams.report import Cell
 from lamina.exams.tasks import Exam

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.core.errors import UnknownNameError, UsageError
+from lamina.core.evidence import COST_TYPE, CostEvidence
 from lamina.core.machine import age, free, resident
-from lamina.core.manifests import COST_TYPE, CostEvidence, LayerConfig
+from lamina.core.manifests import LayerConfig
 from lamina.core.recipe import Recipe
 from lamina.core.report import Reporter
 from lamina.data.example import Example, Message

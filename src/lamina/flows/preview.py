@@ -10,18 +10,9 @@ from typing import Any
 from lamina.core.credits import contributors
 from lamina.core.digest import short
 from lamina.core.errors import StoreError, UnknownNameError
+from lamina.core.evidence import COST_TYPE, SCORES_TYPE, CostEvidence, ScoresEvidence
 from lamina.core.licences import Stated, combine
-from lamina.core.manifests import (
-    BASE_TYPE,
-    COST_TYPE,
-    LAYER_TYPE,
-    SCORES_TYPE,
-    STACK_TYPE,
-    BaseConfig,
-    CostEvidence,
-    LayerConfig,
-    ScoresEvidence,
-)
+from lamina.core.manifests import BASE_TYPE, LAYER_TYPE, STACK_TYPE, BaseConfig, LayerConfig
 from lamina.flows.inventory import licence_lines
 from lamina.flows.licensing import works_of
 from lamina.flows.trust import signature_lines, verdict_lines

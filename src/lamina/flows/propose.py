@@ -6,7 +6,7 @@ from typing import Any
 
 from lamina.core.digest import short
 from lamina.core.errors import UsageError
-from lamina.core.manifests import PROPOSAL_TYPE
+from lamina.core.evidence import PROPOSAL_TYPE
 from lamina.core.names import Name, parse_name, parse_reference
 from lamina.core.proposals import Claim, ProposalEvidence
 from lamina.core.report import Reporter

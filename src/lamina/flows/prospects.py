@@ -24,7 +24,8 @@ import numpy as np
 
 from lamina.core.digest import Digest
 from lamina.core.errors import UsageError
-from lamina.core.manifests import SCORES_TYPE, LayerConfig
+from lamina.core.evidence import SCORES_TYPE
+from lamina.core.manifests import LayerConfig
 from lamina.flows import descent
 from lamina.flows.evidence import recorded
 from lamina.flows.lineage import Lineage, Version

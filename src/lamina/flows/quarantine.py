@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lamina.core.errors import CorruptBlobError
+from lamina.core.evidence import SCORES_TYPE
 from lamina.core.files import TEMP_PREFIX, atomic_write, clear_os_errors
-from lamina.core.manifests import SCORES_TYPE, Descriptor
+from lamina.core.manifests import Descriptor
 from lamina.flows.questions import PRIVATE
 from lamina.share.incoming import BlobSource
 from lamina.store.collect import stored_blobs

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lamina.core.manifests import COST_TYPE, CostEvidence
+from lamina.core.evidence import COST_TYPE, CostEvidence
 from lamina.core.recipe import Recipe
 from lamina.core.report import Reporter
 from lamina.exams.report import Matrix, render_matrix

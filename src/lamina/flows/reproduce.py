@@ -7,8 +7,9 @@ from typing import Any
 
 from lamina.core.digest import short
 from lamina.core.errors import CheckError, UsageError
+from lamina.core.evidence import COST_TYPE, CostEvidence
 from lamina.core.files import TEMP_PREFIX
-from lamina.core.manifests import COST_TYPE, LAYER_TYPE, CostEvidence
+from lamina.core.manifests import LAYER_TYPE
 from lamina.core.recipe import Recipe
 from lamina.core.report import Reporter
 from lamina.data import seen

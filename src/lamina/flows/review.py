@@ -27,17 +27,16 @@ from lamina.core.errors import (
     UnknownNameError,
     UsageError,
 )
-from lamina.core.licences import Licensed
-from lamina.core.manifests import (
-    LAYER_TYPE,
+from lamina.core.evidence import (
     PROPOSAL_TYPE,
     REVIEW_TYPE,
     SCORES_TYPE,
     SIGNATURE_TYPE,
-    STACK_TYPE,
     ScoresEvidence,
     SignatureEvidence,
 )
+from lamina.core.licences import Licensed
+from lamina.core.manifests import LAYER_TYPE, STACK_TYPE
 from lamina.core.names import LATEST, Name, parse_name
 from lamina.core.proposals import Measured, ProposalEvidence, ReviewEvidence
 from lamina.core.report import Reporter

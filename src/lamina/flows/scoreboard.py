@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lamina.core.digest import Digest
-from lamina.core.manifests import NAMING_TYPE, SCORES_TYPE, ExamSpec, LayerConfig
+from lamina.core.evidence import NAMING_TYPE, SCORES_TYPE
+from lamina.core.manifests import ExamSpec, LayerConfig
 from lamina.core.names import parse_name
 from lamina.core.scores import ItemScore
 from lamina.exams.report import Cell, matrix

@@ -12,13 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 from lamina.core.digest import Digest
 from lamina.core.errors import LaminaError, UsageError
-from lamina.core.manifests import (
-    CARRIED_TYPE,
-    CERTIFICATE_TYPE,
-    COST_TYPE,
-    SCORES_TYPE,
-    LayerConfig,
-)
+from lamina.core.evidence import CARRIED_TYPE, CERTIFICATE_TYPE, COST_TYPE, SCORES_TYPE
+from lamina.core.manifests import LayerConfig
 from lamina.core.names import Name, parse_reference
 from lamina.core.rates import Rates
 from lamina.flows import descent

@@ -15,16 +15,15 @@ from torch import Tensor
 
 from lamina.core.digest import short
 from lamina.core.errors import CheckError, UsageError
-from lamina.core.licences import combine
-from lamina.core.manifests import (
+from lamina.core.evidence import (
     CERTIFICATE_TYPE,
     NAMING_TYPE,
     CertificateEvidence,
-    Descriptor,
     Kept,
     NamingEvidence,
-    StackConfig,
 )
+from lamina.core.licences import combine
+from lamina.core.manifests import Descriptor, StackConfig
 from lamina.core.names import Name, parse_reference
 from lamina.core.report import Reporter
 from lamina.exams.report import comparisons

@@ -12,11 +12,10 @@ from torch import nn
 from lamina.bases import families
 from lamina.bases.quantised import weight_bytes
 from lamina.core import machine
+from lamina.core.evidence import COST_TYPE, CostEvidence
 from lamina.core.manifests import (
-    COST_TYPE,
     JSONL_TYPE,
     SAFETENSORS_TYPE,
-    CostEvidence,
     Credit,
     DataFingerprint,
     Descriptor,

@@ -8,13 +8,12 @@ from typing import Any
 
 from lamina.core.digest import short
 from lamina.core.errors import LaminaError, StoreError, TrustError, UsageError
+from lamina.core.evidence import SIGNATURE_TYPE, SignatureEvidence
 from lamina.core.manifests import (
     LAYER_TYPE,
-    SIGNATURE_TYPE,
     STACK_TYPE,
     ImageManifest,
     LayerConfig,
-    SignatureEvidence,
     StackConfig,
     StackedLayer,
 )

@@ -4,15 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lamina.core.manifests import (
-    BaseConfig,
-    CarriedEvidence,
-    CertificateEvidence,
-    CostEvidence,
-    Credit,
-    LayerConfig,
-    NamingEvidence,
-)
+from lamina.core.evidence import CarriedEvidence, CertificateEvidence, CostEvidence, NamingEvidence
+from lamina.core.manifests import BaseConfig, Credit, LayerConfig
 from lamina.exams.report import Matrix
 
 Form = Literal["hub", "peft", "hf", "gguf", "gguf-lora", "ollama", "vllm", "mlx"]

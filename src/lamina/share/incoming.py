@@ -11,20 +11,19 @@ from typing import Protocol
 
 from lamina.core.digest import digest_bytes
 from lamina.core.errors import CorruptBlobError, MissingBlobError, StoreError
+from lamina.core.evidence import STANDS_TYPE, StandsEvidence
 from lamina.core.manifests import (
     BASE_TYPE,
     CONFIG_SUFFIX,
     LAYER_TYPE,
     MANIFEST_TYPE,
     STACK_TYPE,
-    STANDS_TYPE,
     BaseConfig,
     Descriptor,
     ImageManifest,
     LayerConfig,
     StackConfig,
     StackedLayer,
-    StandsEvidence,
 )
 from lamina.share.parcel import travels
 from lamina.share.together import side_by_side

@@ -10,24 +10,26 @@ from dataclasses import dataclass, field
 
 from lamina.core.digest import digest_bytes
 from lamina.core.errors import UnknownNameError, UsageError
+from lamina.core.evidence import (
+    EVIDENCE_PREFIX,
+    NAMING_TYPE,
+    SCORES_TYPE,
+    STANDS_TYPE,
+    ScoresEvidence,
+    StandsEvidence,
+)
 from lamina.core.manifests import (
     BASE_TYPE,
     CONFIG_SUFFIX,
-    EVIDENCE_PREFIX,
     LAYER_TYPE,
     MANIFEST_TYPE,
-    NAMING_TYPE,
-    SCORES_TYPE,
     SOURCE,
     STACK_TYPE,
-    STANDS_TYPE,
     BaseConfig,
     Descriptor,
     ImageManifest,
     LayerConfig,
-    ScoresEvidence,
     StackConfig,
-    StandsEvidence,
 )
 from lamina.core.values import Value
 from lamina.store.layout import Store

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from lamina.core.digest import Digest, short
 from lamina.core.errors import StoreError
-from lamina.core.manifests import EnvelopeSignature, SignatureEvidence
+from lamina.core.evidence import EnvelopeSignature, SignatureEvidence
 from lamina.core.plain import shown_in_line
 from lamina.core.values import Line, Value
 from lamina.share.keys import KnownKey, Signer, now, verifies

@@ -5,23 +5,25 @@ from collections.abc import Callable
 
 from lamina.core.digest import digest_file
 from lamina.core.errors import StoreError
-from lamina.core.manifests import (
-    BASE_TYPE,
+from lamina.core.evidence import (
     COST_TYPE,
-    IDENTITY,
-    LAYER_TYPE,
     NAMING_TYPE,
     SCORES_TYPE,
     SIGNATURE_TYPE,
-    STACK_TYPE,
-    BaseConfig,
     CostEvidence,
-    Descriptor,
-    ImageManifest,
-    LayerConfig,
     NamingEvidence,
     ScoresEvidence,
     SignatureEvidence,
+)
+from lamina.core.manifests import (
+    BASE_TYPE,
+    IDENTITY,
+    LAYER_TYPE,
+    STACK_TYPE,
+    BaseConfig,
+    Descriptor,
+    ImageManifest,
+    LayerConfig,
     StackConfig,
 )
 from lamina.core.values import Value

@@ -1,16 +1,15 @@
 """A store of very many stacks, written in one go: its index would else be written for each."""
 
 from lamina.core.digest import digest_json
+from lamina.core.evidence import SCORES_TYPE, ScoresEvidence
 from lamina.core.files import atomic_write
 from lamina.core.manifests import (
     CONFIG_SUFFIX,
     LAYER_TYPE,
     REF_NAME,
-    SCORES_TYPE,
     ImageIndex,
     ImageManifest,
     LayerConfig,
-    ScoresEvidence,
     StackedLayer,
 )
 from lamina.store.refs import SUBJECT

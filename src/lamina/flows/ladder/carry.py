@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lamina.core.errors import TrainInterrupted, UsageError
-from lamina.core.manifests import CARRIED_TYPE, CarriedEvidence, Descriptor, Kept
+from lamina.core.evidence import CARRIED_TYPE, CarriedEvidence, Kept
+from lamina.core.manifests import Descriptor
 from lamina.core.manifests import Rung as RungName
 from lamina.exams.report import comparisons, score_of
 from lamina.exams.runner import ExamResult
