@@ -4,10 +4,10 @@ import pytest
 
 from lamina.flows.update import REHEARSAL
 from lamina.plan.hardware import profiles
+from lamina.plan.laws import APPROACH_1
 from lamina.plan.price import (
     OLD_SHARE,
     RESIDENT,
-    TOKENS_A_PARAMETER,
     Amount,
     Price,
     flops_of,
@@ -34,13 +34,13 @@ def test_constants_are_those_of_the_code() -> None:
     assert OLD_SHARE == REHEARSAL
 
 
-def test_the_optimum_is_chinchillas_rule_of_thumb() -> None:
-    """Hoffmann et al., table 3: 67 billion parameters and 1.5 trillion tokens, 10 and 205.1."""
-    for parameters, tokens in ((400e6, 8.0e9), (1e9, 20.2e9), (10e9, 205.1e9), (67e9, 1.5e12)):
-        assert tokens / parameters == pytest.approx(TOKENS_A_PARAMETER, rel=0.12)
-    assert scratch_tokens(LLAMA) == 20 * LLAMA.parameters
+def test_the_optimum_is_chinchillas_table() -> None:
+    """Hoffmann et al., arXiv:2203.15556, table 3: about 20 tokens a parameter at 7 billion."""
+    tokens = scratch_tokens(LLAMA)
+    assert tokens == round(APPROACH_1.optimal_for(LLAMA.parameters).tokens)
+    assert 20 <= tokens / LLAMA.parameters < 20.6
     assert flops_of("scratch", LLAMA, Amount(1, 1)) == pytest.approx(
-        6 * LLAMA.parameters * 20 * LLAMA.parameters, rel=0.03
+        6 * LLAMA.parameters * tokens, rel=0.03
     )  # C = 6 N D, the embedding's table aside
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from lamina.plan.time import (
     CHECKPOINT_SECONDS,
+    SETTLING,
     Calibration,
     Interval,
     Run,
@@ -78,7 +79,8 @@ def test_each_part_costs_its_amount() -> None:
     assert found.phases["load"] == 2.0  # once before training
     assert found.phases["exam"] == 4.0  # and for both stacks that sit the exam
     assert found.phases["steps"] == 0.0  # no rate is called so: a pass's parts say whose they are
-    assert found.seconds == 9.0
+    assert found.phases["landing"] == pytest.approx(3.0 * SETTLING)
+    assert found.seconds == pytest.approx(9.0 + 3.0 * SETTLING)
     steps = estimate(RUN, calibration(**{"train: head": 0.01, "train: layer token": 1e-3}))
     assert steps.phases["steps"] == pytest.approx(1500 * 0.01 + 6 * 4000 * 1e-3)
     exam = estimate(RUN, calibration(**{"exam: head": 0.5}))
@@ -111,8 +113,8 @@ def test_old_rows_cost_only_where_there_are_some() -> None:
 
 def test_a_busier_machine_takes_longer() -> None:
     rates = calibration(start=3.0).model_copy(update={"pulse": 0.01})
-    assert estimate(RUN, rates, 0.02).seconds == pytest.approx(6.0)
-    assert estimate(RUN, rates).seconds == pytest.approx(3.0)
+    assert estimate(RUN, rates, 0.02).seconds == pytest.approx(2 * 3.0 * (1 + SETTLING))
+    assert estimate(RUN, rates).seconds == pytest.approx(3.0 * (1 + SETTLING))
 
 
 def test_a_spec_sheet_gives_an_interval() -> None:

@@ -70,7 +70,9 @@ SHAPES = ((4, 16, 0.5), (16, 32, 0.5), (4, 128, 0.5), (1, 512, 0.5), (8, 128, 0.
 """(rows, tokens of each, share of them that is supervised) of the passes."""
 OTHER_RANK = 4
 """How many times the rank is the other one that passes are timed at."""
-AT_OTHER_RANK = (2, 7)
+LARGE = 7
+"""Which of SHAPES goes through transformers' own modules too, as old rows do before training."""
+AT_OTHER_RANK = (2, LARGE)
 """Which of SHAPES those are."""
 BEATS = 40
 """Of a pulse."""
@@ -261,6 +263,7 @@ def _passes(
     factors: dict[int, int] = {}
     first: dict[int, float] = {}
     attaching: list[float] = []
+    modules: list[float] = []
     end = clock() + seconds
     with few_layers(compiled) as few, tempfile.TemporaryDirectory() as folder:
         for turn in range(ROUNDS + 1):  # in the first, products prepare themselves
@@ -271,6 +274,9 @@ def _passes(
                     factors[each.rank] = layer.flat.numel()
                     model = way_through(job, layer, None).model
                     attaching.append(clock() - beginning)
+                    if each is plain:
+                        batch = collate(batches[LARGE], job.pad_id)
+                        modules.append(_timed(clock, mean_loss, job.model, [batch])[1])
                     for n in some:
                         train, look = _pass(model, batches[n], job.pad_id, clock)
                         if turn == 0 and each is plain:
@@ -291,6 +297,9 @@ def _passes(
     met = [first[n] - median(times["train", plain.rank, n]) for n in first]
     found["new size"] = max(0.0, median(met))
     found["attach"] = median(attaching) / few
+    slower = median(modules) / median(times["look", plain.rank, LARGE])
+    looks = [name for name in found if name.startswith("look")]
+    found |= {f"plain{name.removeprefix('look')}": slower * found[name] for name in looks}
     return found, max(misfits)
 
 

@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lamina.plan.hardware import Profiles
+from lamina.plan.laws import APPROACH_1
 from lamina.plan.memory import Pass, Shapes, Work, predict
 from lamina.plan.time import Interval
 from lamina.plan.work import ADAM_BYTES, HALF, Architecture, full_flops, useful_flops
 
-TOKENS_A_PARAMETER = 20
-"""Tokens of a compute-optimal run for each parameter (Hoffmann et al., "Chinchilla",
-arXiv:2203.15556, table 3: 20.0 to 22 from 400 million to 67 billion parameters)."""
 CHARACTERS_A_TOKEN = 4
 """Where no tokenizer is at hand: English, as OpenAI's help on tokens says."""
 SUPERVISED = 0.5
@@ -85,8 +83,8 @@ def flops_of(way: str, model: Architecture, amount: Amount, above: float = 0.0) 
 
 
 def scratch_tokens(model: Architecture) -> int:
-    """Tokens of the compute-optimal run at a model's size."""
-    return TOKENS_A_PARAMETER * model.parameters
+    """Tokens of the compute-optimal run at a model's size: Chinchilla's table."""
+    return round(APPROACH_1.optimal_for(model.parameters).tokens)
 
 
 def full_memory(model: Architecture, shapes: Shapes, work: Work) -> int:
