@@ -250,7 +250,7 @@ def test_without_llama_cpp_it_says_that_nothing_is_proved(store, tmp_path, monke
     result = export(store, "s", tmp_path / "out", "gguf", heard)
     assert result["parity"]["ok"] is None
     assert "pip install 'lamina[gguf]'" in result["parity"]["unproved"]
-    assert [line[:10] for line in heard.said] == ["NOT PROVED"]
+    assert sum(line.startswith("NOT PROVED") for line in heard.said) == 1
     export(store, "s", tmp_path / "lora", "gguf-lora", heard)
     with pytest.raises(MissingPartError, match="quantiser"):
         export(store, "s", tmp_path / "small", "gguf", heard, precision="q4_k")

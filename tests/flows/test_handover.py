@@ -149,7 +149,7 @@ def test_what_nothing_proved_is_said_again_and_proved_when_it_can_be(store, monk
         for _ in range(2):
             said = Said()
             given = prepare_gguf(store, ["second"], None, said)
-            assert [line[:10] for line in said.sentences] == ["NOT PROVED"] * 2
+            assert sum(line.startswith("NOT PROVED") for line in said.sentences) == 2
     pytest.importorskip("xllamacpp")
     said = Said()
     assert prepare_gguf(store, ["second"], None, said) == given

@@ -134,8 +134,10 @@ def test_an_interrupt_stops_at_once(home, registry, access, tmp_path, verb):
     with Proxy(registry.port, slow=0.05) as proxy:
         slow = place.replace(str(registry.port), str(proxy.port))
         process = subprocess.Popen(
-            child(verb, root, slow), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+            child(verb, root, slow), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            # a suite that a shell started in the background ignores it, and so would its children
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
         process.stdout.readline()
         time.sleep(1.0)
         assert process.poll() is None
