@@ -185,7 +185,9 @@ def spending(store: Store, text: str) -> Spending:
         older: Standing = "older" if known or _is_source(members, digest) else "unnamed"
         standing: Standing = "in the stack" if digest in here else older
         items.append(books.item(layer, standing, held[digest]))
-    made = sorted(items, key=lambda item: (item.created or "", item.layer))
+    # records have whole seconds: of two layers of one second the lower one came first
+    depth = {digest: len(layer.config.parents) for digest, layer in members.items()}
+    made = sorted(items, key=lambda item: (item.created or "", depth[item.layer], item.layer))
     parameters = stack.base_config.parameters
     return _with_alternatives(
         label=str(versions[-1].name) if versions else text,
