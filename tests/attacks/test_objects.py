@@ -319,6 +319,7 @@ def test_links_and_pipes_in_a_layout(store, tmp_path):
         Store.open(store.root)
 
 
+@pytest.mark.slow
 def test_an_index_of_ten_million_entries(store):
     one = json.dumps({**blob(), "mediaType": MANIFEST_TYPE}).encode() + b","
     with store.index_path.open("wb") as handle:

@@ -168,6 +168,7 @@ def test_a_template_cannot_reach_for_python(name):
 
 
 @pytest.mark.parametrize("name", [*ENDLESS, *LARGE])
+@pytest.mark.slow
 def test_a_template_cannot_run_for_ever_or_fill_the_memory(name):
     begun = time.thread_time()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

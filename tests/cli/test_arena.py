@@ -190,6 +190,7 @@ def test_what_it_does_not_answer_counts_for_neither(shared, questions, endpoint)
     assert "\x1b" not in told
 
 
+@pytest.mark.slow
 def test_a_dead_endpoint_ends_the_match(shared, questions, endpoint):
     rival = endpoint(lambda body, number: (401, {"error": {"message": "no such key"}}))
     options = ("--against", rival.url, "--exam", questions)

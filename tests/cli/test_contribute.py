@@ -18,6 +18,8 @@ from tests.cli.program import Program, config_of
 from tests.made import QUICK, write_rows
 from tests.share import registries
 
+pytestmark = pytest.mark.slow
+
 WHY = ("--accept-regression", "it is a test")
 
 

@@ -83,6 +83,7 @@ def test_an_update_has_its_own_price(program):
     assert of["update"] < of["layer"] < of["full"] < of["scratch"]
 
 
+@pytest.mark.slow
 def test_a_probe_gives_minutes_and_is_kept(program, rows):
     options = ("--on", "pico", "--data", rows, "--rank", 2)
     found = program("plan", *options, "--probe", "--json").done().json

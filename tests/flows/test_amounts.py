@@ -83,6 +83,7 @@ def test_a_run_over_layers_says_what_old_rows_cost(store, tmp_path):
     assert (free.protect, free.guarded.tokens, free.said.tokens) == (False, 0, 0)
 
 
+@pytest.mark.slow
 def test_a_probe_measures_every_part_that_a_run_has(store, tmp_path):
     stack = resolve(store, "second")
     asked = request(write_rows(tmp_path / "new.jsonl"), "x")

@@ -153,7 +153,7 @@ def test_what_nothing_proved_is_said_again_and_proved_when_it_can_be(store, monk
     pytest.importorskip("xllamacpp")
     said = Said()
     assert prepare_gguf(store, ["second"], None, said) == given
-    assert said.sentences == []
+    assert not any(line.startswith("NOT PROVED") for line in said.sentences)
 
 
 def test_llamacpp_gets_the_flags_it_needs(tmp_path):

@@ -10,6 +10,8 @@ from lamina.flows.reproduce import reproduce
 from lamina.stack.resolve import resolve
 from tests.flows.world import request, write_rows
 
+pytestmark = pytest.mark.slow
+
 
 def trained(store, data, **fields):
     run = learn.prepare(store, request(data, "mine", **fields), Silent())

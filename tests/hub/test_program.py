@@ -21,6 +21,8 @@ from tests.flows.world import FIRST, learned
 from tests.hub.state import Fault
 from tests.hub.world import pushed
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def lamina(hub, store):

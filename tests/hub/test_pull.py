@@ -44,6 +44,8 @@ from tests.hub.test_card import CERTIFICATE
 from tests.hub.world import place, pushed
 from tests.stacks import BASE, new_store, put_stack
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def other(trained, tmp_path):

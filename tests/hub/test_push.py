@@ -20,6 +20,8 @@ from tests.hub.state import Fault
 from tests.hub.world import place, pushed
 from tests.stacks import base_model
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [list(range(8, 30)), [11, 250, 9, 9, 70]]
 
 

@@ -17,6 +17,8 @@ from tests.share.stacks import tall
 from tests.store.make import put_base
 from tests.store.test_disk import mounted
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 WORDS = ["a", "b", "c", "d"]
 SIZE = 1_500_000

@@ -28,6 +28,8 @@ from tests.share.proxy import FAULTS, Proxy
 from tests.share.stacks import noise, tall
 from tests.store.make import put_base
 
+pytestmark = pytest.mark.slow
+
 SIZE = 400_000
 WORDS = ["a", "b", "c"]
 

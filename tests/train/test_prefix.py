@@ -275,6 +275,7 @@ run(upper(Path(sys.argv[1])), ask)
 
 
 @pytest.mark.parametrize("step", [2, 11])
+@pytest.mark.slow
 def test_killed_and_taken_up_again(tmp_path, step):
     died = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path / "killed"), str(step)])
     assert died.returncode == -signal.SIGKILL
