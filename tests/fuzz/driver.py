@@ -1,13 +1,15 @@
 """Run a fuzz target under atheris for some seconds, from seeds, with limits on memory and time."""
 
 import argparse
+import resource
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 RSS_MB = 2048
-"""libFuzzer stops with a fault when the process takes more."""
+"""libFuzzer stops with a fault when the process takes so much more than it began with. (Its peak
+includes that of the process that started it, such as a test run that loaded models.)"""
 INPUT_SECONDS = 20
 """And when one input takes longer."""
 
@@ -41,9 +43,10 @@ def fuzz(
         corpus.mkdir(parents=True, exist_ok=True)
         for number, seed in enumerate(seeds):
             (corpus / f"seed{number}").write_bytes(seed)
+        began_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         flags = {
             "max_total_time": given.seconds,
-            "rss_limit_mb": RSS_MB,
+            "rss_limit_mb": RSS_MB + began_mb,
             "timeout": INPUT_SECONDS,
             "max_len": max_len,
             "print_final_stats": 1,

@@ -80,7 +80,7 @@ def encode(
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": rank,
-        "lora_alpha": alpha if alpha != int(alpha) else int(alpha),
+        "lora_alpha": _plain_number(alpha),
         "use_rslora": scaling == "rslora",
         "target_modules": sorted(target_modules),
         "bias": "none",
@@ -106,6 +106,11 @@ def encode(
         tensors[f"{PREFIX}{name}.lora_B.weight"] = factors.b_OR.float().contiguous().cpu()
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     return text.encode(), safetensors.torch.save(tensors, metadata={"format": "pt"})
+
+
+def _plain_number(value: float) -> float | int:
+    """Whole numbers as people write them, up to where JSON's readers agree on them (RFC 8259)."""
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
 def decode(
