@@ -110,7 +110,7 @@ def encode(
 
 def _plain_number(value: float) -> float | int:
     """Whole numbers as people write them, up to where JSON's readers agree on them (RFC 8259)."""
-    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+    return int(value) if float(value).is_integer() and abs(value) < 2**53 else value
 
 
 def decode(
