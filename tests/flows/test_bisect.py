@@ -1,6 +1,7 @@
 """Finding the layer that broke an exam: by adding layers, and by leaving each out."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -19,10 +20,13 @@ from tests.stacks import put_layer, random_factors
 pytestmark = pytest.mark.slow  # stacks are trained again and again
 
 
-def put_over(store, name, on, *, scale, seed=5, **config):
+def put_over(store, name, on, *, scale, seed=5, grown=1.0, **config):
     """A layer of random factors over a named stack; `name` means the stack."""
     beneath = resolve(store, on, force=True).config
-    factors = random_factors(store, seed=seed, scale=scale)
+    factors = {
+        module: replace(part, b_OR=grown * part.b_OR)
+        for module, part in random_factors(store, seed=seed, scale=scale).items()
+    }
     layer = put_layer(store, name, factors, beneath.layers, **config)
     stack = store.put_stack(beneath.base, [*beneath.layers, StackedLayer(layer=layer.digest)])
     store.tag(Name(name), stack, expected=ANYTHING)
@@ -162,7 +166,7 @@ def test_a_stack_without_an_exam_needs_one(store):
 
 
 def test_a_layer_that_breaks_the_arithmetic_is_named(store):
-    put_over(store, "burst", "second", scale=1e38, author="eve")
+    put_over(store, "burst", "second", scale=100.0, grown=1e36, author="eve")
     with pytest.raises(CheckError, match="the layer added last is burst by eve"):
         bisect(store, "burst", Silent())
 

@@ -314,24 +314,26 @@ EVIL = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'
 def test_hostile_names_and_answers_are_only_text(browser, tmp_path):
     books = Books(tmp_path / "store")
     carries = (exam(f"{EVIL}/exact").model_copy(update={"max_new_tokens": 1}),)
-    layer = books.layer(EVIL, exams=carries, author=EVIL, licence=f'"{EVIL}')
+    layer = books.layer("evil", exams=carries, author=EVIL, licence=f'"{EVIL}')
     books.score(books.name("fine", layer), f"{EVIL}/exact", (1, 1, EVIL), (0, 1, EVIL))
-    books.name("fine", layer, books.layer(f"javascript:{EVIL}", [layer]))
+    books.name("fine", layer, books.layer("more", [layer], author=f"javascript:{EVIL}"))
     with (
         served(app(books.store, reply=lambda model, messages: f"{EVIL} {model}")) as address,
         opened(browser, address) as page,
     ):
+        shown = []
         for where in ("stacks", "stack/fine", "exams/fine", "lineage", "cost"):
             go(page, address, where)
             page.wait_for_timeout(100)
-            assert "<img src=x" in page.locator("#view").inner_text(), where
-            assert page.locator("#view img, #view script").count() == 0, where
+            shown.append(page.locator("#view").inner_text())
+            assert page.locator("#view img[src=x], #view script").count() == 0, where
+        assert all("<img src=x" in text for text in shown[1:3]), shown
         go(page, address, "compare/fine")
         ask(page, EVIL)
         page.get_by_role("button", name="A is better").click()
         page.get_by_text("Votes: 1").wait_for()
         assert page.locator(".turn").first.inner_text() == EVIL
-        assert page.locator("#view img, #view script").count() == 0
+        assert page.locator("#view img[src=x], #view script").count() == 0
         assert page.evaluate("window.hacked") is None
         for link in page.locator("a").all():
             assert link.get_attribute("href").startswith("#"), link
