@@ -342,6 +342,7 @@ def test_without_bitsandbytes_the_extra_is_named(made, monkeypatch):
     load(made["int8"].directory, dtype=FLOAT32)  # needs no library
 
 
+@pytest.mark.slow
 def test_importing_bitsandbytes_asks_the_hub_for_nothing(tmp_path):
     import subprocess
 

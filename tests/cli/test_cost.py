@@ -210,6 +210,7 @@ def shares(program, tmp_path):
     return train
 
 
+@pytest.mark.slow
 def test_more_rows_are_priced_by_the_names_own_versions(program, shares):
     for count in (10, 20):
         shares(count).done()

@@ -90,6 +90,7 @@ def test_a_damaged_run_is_said(program, content):
 
 
 @ROOT
+@pytest.mark.slow
 def test_a_read_only_store_can_be_read(program, rows):
     program("chat", "sums", "--once", "x", "--max-tokens", 1).done()  # fills the cache of links
     program("rm", "times").done()

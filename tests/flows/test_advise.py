@@ -129,6 +129,7 @@ def test_rows_that_teach_nothing(store, data, monkeypatch):
         advise(store, [data], BASE, Said(), minutes=1, probe_minutes=0.001)
 
 
+@pytest.mark.slow
 def test_by_command(shared, data, tmp_path):
     recipe = tmp_path / "recipe.toml"
     options = ("--on", "pico", "--probe-minutes", 0.05, "--minutes", 0.1, "--apply", recipe)

@@ -171,6 +171,7 @@ def test_a_torn_last_event_is_left_out(store, run):
 # -- processes -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_belongs_to_one_process_and_a_name_moves_once(store, run, tmp_path, monkeypatch):
     """Two runs that have landed want one name; a third is being trained here."""
     how = {"name": "shared", "steps": 1, "accept_regression": "either will do"}

@@ -390,6 +390,7 @@ def test_other_layers_offer_no_update(store, tmp_path):
 # -- processes -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_equal_trainings_at_once_make_one_layer(store, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl")
     one, two = at_once(trained_in_child, *[(store.root, rows)] * 2)

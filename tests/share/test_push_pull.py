@@ -23,6 +23,8 @@ from tests.share.conftest import QUICK, config_with
 from tests.share.stacks import tall
 from tests.store.make import IDENTITY_OF_BASE, put_base, put_layer
 
+pytestmark = pytest.mark.slow
+
 SIZE = 200_000
 NINE = [f"layer-{number}" for number in range(9)]
 TEN = [*NINE, "layer-9"]
