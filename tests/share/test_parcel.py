@@ -1,6 +1,7 @@
 """Parcels: what moves, in which order, and what of it is taken at the other end."""
 
 import json
+import shutil
 
 import pytest
 
@@ -200,7 +201,8 @@ def test_interrupted_anywhere_nothing_half_is_listed(home, away):
     assert away.verify().clean
 
 
-def test_what_others_measured_is_not_taken_for_our_own(home, away):
+def test_what_others_measured_is_not_taken_for_our_own(made, away, tmp_path):
+    home = Store.open(shutil.copytree(made, tmp_path / "mine", symlinks=True))  # it takes things in
     stack = stack_of(home)
     shelf = Shelf(home, parcel_of(home, stack.digest))
     admit(away, shelf, look(away, shelf, stack.digest), label="there")
