@@ -3,6 +3,7 @@
 import gc
 import json
 import tracemalloc
+from itertools import pairwise
 
 import pytest
 import safetensors.torch
@@ -210,8 +211,9 @@ def test_reading_a_file_again_and_again_keeps_nothing(base, tmp_path):
 
     tracemalloc.start()
     try:
-        before = kept()
-        assert kept() - before < 20 * len(linears)  # not a byte a module and reading
+        seen = [kept() for _ in range(4)]
+        # not a byte a module and reading: a leak grows each time, somebody else's cache once
+        assert min(b - a for a, b in pairwise(seen)) < 20 * len(linears)
     finally:
         tracemalloc.stop()
 
