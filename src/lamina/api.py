@@ -187,7 +187,7 @@ class Stack:
             self._store,
             self._reference,
             place,
-            access(plain_http=False, ca_file=None, verify=True),
+            access(),
             self._reporter,
             with_base=with_base,
             force=force,
@@ -294,7 +294,7 @@ def _pull_stack(store: Store, place: str, name: str | None, reporter: Reporter) 
     from lamina.flows.publish import Landing
     from lamina.flows.publish import pull as run
 
-    access = environment.access(plain_http=False, ca_file=None, verify=True)
+    access = environment.access()
     landing = Landing(name=name, author=environment.author(), trust=environment.trust())
     pulled = run(store, place, access, reporter, landing)
     return Stack(store, pulled["name"], reporter)

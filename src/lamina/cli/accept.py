@@ -1,6 +1,5 @@
 """`lamina accept`: let a name move to a reviewed proposal."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -47,9 +46,7 @@ def accept(
     from lamina.flows import accept as flow
     from lamina.flows.offers import offered
 
-    access = environment.access(
-        plain_http=plain_http, ca_file=Path(ca_file) if ca_file else None, verify=not no_tls_verify
-    )
+    access = environment.access(plain_http=plain_http, ca_file=ca_file, no_tls_verify=no_tls_verify)
     with offered(what, access) as offer:
         accepted = flow.accept(
             environment.open_store(),

@@ -137,15 +137,18 @@ def credential_files() -> tuple[Path, ...]:
     return tuple(found)
 
 
-def access(*, plain_http: bool, ca_file: Path | None, verify: bool) -> "Access":
+def access(
+    *, plain_http: bool = False, ca_file: str | None = None, no_tls_verify: bool = False
+) -> "Access":
     """How to reach registries. Raises UsageError when there is no such file."""
     from lamina.share.wire import Access
 
-    if ca_file is not None and not ca_file.is_file():
+    certificates = Path(ca_file) if ca_file else None
+    if certificates is not None and not certificates.is_file():
         raise UsageError(f"there is no file {ca_file}", hint="--ca-file takes a PEM file")
     return Access(
         plain_http=plain_http,
-        tls_verify=verify,
-        ca_file=ca_file,
+        tls_verify=not no_tls_verify,
+        ca_file=certificates,
         credential_files=credential_files(),
     )

@@ -1,6 +1,5 @@
 """`lamina propose`: offer a layer to whoever keeps the stack beneath it."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -70,9 +69,7 @@ def propose(
         whole=whole,
         despite=despite,
         access=environment.access(
-            plain_http=plain_http,
-            ca_file=Path(ca_file) if ca_file else None,
-            verify=not no_tls_verify,
+            plain_http=plain_http, ca_file=ca_file, no_tls_verify=no_tls_verify
         ),
     )
     if json:

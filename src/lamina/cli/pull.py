@@ -1,7 +1,6 @@
 """`lamina pull`: bring a stack from a registry or from the Hub."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -91,9 +90,7 @@ def pull(
         pulled = pull_hub(store, at, terminal, landing, on=on, confirm=confirm)
     else:
         access = environment.access(
-            plain_http=plain_http,
-            ca_file=Path(ca_file) if ca_file else None,
-            verify=not no_tls_verify,
+            plain_http=plain_http, ca_file=ca_file, no_tls_verify=no_tls_verify
         )
         pulled = run(store, place, access, terminal, landing, confirm=confirm)
     text = pulled.pop("text", "")

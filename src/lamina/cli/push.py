@@ -1,6 +1,5 @@
 """`lamina push`: send a stack to a registry or to the Hub."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -65,9 +64,7 @@ def push(
     )
     from lamina.flows.publish import push as run
 
-    access = environment.access(
-        plain_http=plain_http, ca_file=Path(ca_file) if ca_file else None, verify=not no_tls_verify
-    )
+    access = environment.access(plain_http=plain_http, ca_file=ca_file, no_tls_verify=no_tls_verify)
     pushed = run(
         environment.open_store(),
         stack,

@@ -1,7 +1,6 @@
 """`lamina review`: look at a proposal, sit its exams here, and say yes or no."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,9 +43,7 @@ def review(
     from lamina.flows.offers import offered
     from lamina.flows.reviewed import render
 
-    access = environment.access(
-        plain_http=plain_http, ca_file=Path(ca_file) if ca_file else None, verify=not no_tls_verify
-    )
+    access = environment.access(plain_http=plain_http, ca_file=ca_file, no_tls_verify=no_tls_verify)
     with offered(what, access) as offer:
         report = flow.review(
             environment.open_store(),

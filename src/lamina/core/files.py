@@ -14,9 +14,12 @@ from io import RawIOBase
 from pathlib import Path
 from typing import IO
 
-from lamina.core.errors import ReadOnlyStoreError, StoreFullError
+from lamina.core.errors import ReadOnlyStoreError, StoreBusyError, StoreFullError
 
 TEMP_PREFIX = ".tmp-"
+LOCK_SECONDS = 10.0
+"""How long another process may hold a file that is edited in a moment."""
+POLL_SECONDS = 0.01
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -39,6 +42,29 @@ def clear_os_errors(what: str) -> Iterator[None]:
                 hint="check the folder's permissions, or point LAMINA_HOME at a writable folder",
             ) from error
         raise
+
+
+@contextlib.contextmanager
+def locked(path: Path, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """Hold a lock file between processes and threads for a block; it dies with its process.
+
+    Raises StoreBusyError where somebody else holds it for longer than `seconds`.
+    """
+    import filelock  # here, because reading needs no lock and should start fast
+
+    lock = filelock.FileLock(path)
+    with clear_os_errors(f"locking {path}"):
+        try:
+            lock.acquire(timeout=seconds, poll_interval=POLL_SECONDS)
+        except filelock.Timeout:
+            raise StoreBusyError(
+                f"another process has held {path} for {seconds:g} seconds",
+                hint="wait for the other lamina to finish, then try again",
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def fsync_directory(path: Path) -> None:

@@ -83,7 +83,7 @@ class Tried:
     @property
     def loss(self) -> float:
         """Nats a token; infinite where it diverged."""
-        value = sum(item.value for item in self.losses) / sum(item.weight for item in self.losses)
+        value = _mean(self.losses)
         return value if math.isfinite(value) else math.inf
 
     def to_json(self) -> dict[str, Any]:
@@ -210,7 +210,7 @@ class _Bench:
 
     def loss_before(self) -> float:
         """Nats a token, as the stack stands."""
-        return sum(i.value for i in self.before) / sum(i.weight for i in self.before)
+        return _mean(self.before)
 
     def try_out(self, candidate: Candidate, steps: int) -> Tried:
         """Train it for so many steps, and judge it."""
@@ -305,6 +305,11 @@ def _timed(bench: _Bench) -> float:
     bench.try_out(Candidate(16, (ALL_LINEAR,), 5e-4), 1)
     took = bench.try_out(Candidate(16, (ALL_LINEAR,), 5e-4), LEAST_STEPS)
     return took.seconds / took.steps
+
+
+def _mean(losses: Sequence[ItemScore]) -> float:
+    """Nats a token."""
+    return sum(item.value for item in losses) / sum(item.weight for item in losses)
 
 
 # -- choosing --------------------------------------------------------------------------------------

@@ -379,11 +379,15 @@ def _calibration(
 
 
 def past_rates(store: Store, model: Architecture, stack: ResolvedStack | None) -> tuple[float, ...]:
-    """Useful operations a second of layers that were trained on this machine over this base."""
+    """Useful operations a second of layers that were trained on this machine over this base.
+
+    Of its processor or of its GPU, whichever trained last: they are worlds apart. Operations of
+    the steps alone, over all seconds: what a plan's operations are as well.
+    """
     if stack is None:
         return ()
     here = f"{platform.machine()} {platform.system()}"
-    found = []
+    found: list[tuple[CostEvidence, float]] = []
     for digest in Lineage.of(store).layers:
         config = store.config(store.manifest(digest), LayerConfig)
         for cost in store.evidence(digest, COST_TYPE, CostEvidence, own=True):
@@ -397,5 +401,6 @@ def past_rates(store: Store, model: Architecture, stack: ResolvedStack | None) -
             ):
                 supervised = round(cost.tokens * data.supervised_tokens / data.tokens)
                 flops = useful_flops(model.linears, model.embedding, cost.tokens, supervised)
-                found.append(flops / max(cost.seconds, 1e-9))
-    return tuple(found)
+                found.append((cost, flops / max(cost.seconds, 1e-9)))
+    last = max((cost for cost, _ in found), key=lambda cost: cost.created, default=None)
+    return tuple(rate for cost, rate in found if last and cost.hardware == last.hardware)

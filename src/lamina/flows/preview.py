@@ -9,7 +9,7 @@ from typing import Any
 
 from lamina.core.credits import contributors
 from lamina.core.digest import short
-from lamina.core.errors import StoreError, UnknownNameError
+from lamina.core.errors import UnknownNameError
 from lamina.core.evidence import COST_TYPE, SCORES_TYPE, CostEvidence, ScoresEvidence
 from lamina.core.licences import Stated, combine
 from lamina.core.manifests import BASE_TYPE, LAYER_TYPE, STACK_TYPE, BaseConfig, LayerConfig
@@ -66,7 +66,7 @@ def _base(store: Store, incoming: Incoming) -> dict[str, Any]:
 
 def _layer(store: Store, incoming: Incoming, digest: str) -> dict[str, Any]:
     config = incoming.config(digest, LayerConfig)
-    costs = _about(incoming, digest, COST_TYPE, CostEvidence)
+    costs = _in_order(incoming, digest, COST_TYPE, CostEvidence)
     return {
         "layer": digest,
         "name": clean(config.name),
@@ -122,7 +122,7 @@ def _scores(incoming: Incoming) -> list[dict[str, Any]]:
         for exam in config.exams
     }
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for record in _about(incoming, incoming.root.digest, SCORES_TYPE, ScoresEvidence):
+    for record in _in_order(incoming, incoming.root.digest, SCORES_TYPE, ScoresEvidence):
         weight = sum(item[1] for item in record.items)
         if not weight:
             continue
@@ -138,16 +138,9 @@ def _scores(incoming: Incoming) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _about(incoming: Incoming, digest: str, artifact_type: str, kind: type[Any]) -> list[Any]:
-    """Evidence of one type about an object, oldest first; what can't be read is passed over."""
-    found = []
-    for each in incoming.evidence:
-        if incoming.parsed[each].artifactType != artifact_type or incoming.subject(each) != digest:
-            continue
-        try:
-            found.append(incoming.config(each, kind))
-        except StoreError:
-            continue
+def _in_order(incoming: Incoming, digest: str, artifact_type: str, kind: type[Any]) -> list[Any]:
+    """Evidence of one type about an object, oldest first."""
+    found = incoming.readable(digest, artifact_type, kind)
     return sorted(found, key=lambda record: str(record.created))
 
 

@@ -27,6 +27,7 @@ from lamina.bases import families
 from lamina.bases.load import empty_model
 from lamina.core import machine
 from lamina.core.digest import digest_json
+from lamina.core.errors import UsageError
 from lamina.core.files import atomic_write
 from lamina.core.recipe import Recipe
 from lamina.core.report import Reporter
@@ -141,8 +142,13 @@ def probe(
     """Measure everything, in about `seconds`. `start`: what it took to get here, imports included;
     None: a process is begun for that.
 
-    Raises BaseError, UsageError for targets that name nothing.
+    Raises BaseError, UsageError for targets that name nothing, and where a GPU trains.
     """
+    if device_at_hand() != "cpu":
+        raise UsageError(
+            "a probe measures processors, and a GPU trains here",
+            hint="train once: lamina plan goes by layers that were trained on this machine",
+        )
     began, resident = clock(), machine.resident()
     rates = {"start": _beginning() if start is None else start}
     base = replace(stack, layers=())

@@ -5,7 +5,6 @@ store. What passes is kept there without a name, with the report as evidence. Re
 from elsewhere are marked in the index, and are not believed.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -56,7 +55,6 @@ from lamina.share.policy import Verdict, judge
 from lamina.share.signature import Finding
 from lamina.stack.resolve import ResolvedStack, of_descriptor
 from lamina.store.layout import Store
-from lamina.store.strict import ValueT
 
 QUESTIONS_LIMIT = 10_000
 """Most questions that a proposed layer's own exams may ask."""
@@ -208,7 +206,7 @@ class _Finding:
             finding
             for digest, kind in ((stack.digest, STACK_TYPE), (stack.layers[-1].digest, LAYER_TYPE))
             for finding in findings_of(
-                trust, digest, kind, _about(incoming, digest, SIGNATURE_TYPE, SignatureEvidence)
+                trust, digest, kind, incoming.readable(digest, SIGNATURE_TYPE, SignatureEvidence)
             )
         ]
         said = ask_policy(trust, stack, findings, self.onto, self._what.label)
@@ -241,7 +239,7 @@ class _Finding:
         self, store: Store, stack: ResolvedStack, incoming: Incoming, reporter: Reporter
     ) -> None:
         """Every exam here, the gate's verdict, and the claims beside both."""
-        told = _about(incoming, stack.digest, SCORES_TYPE, ScoresEvidence)
+        told = incoming.readable(stack.digest, SCORES_TYPE, ScoresEvidence)
         beneath = parent_of(store, stack)
         name = self.onto or f"proposal-{short(stack.digest)}"  # nobody's: nothing to compare with
         found = examine_for_gate(store, stack, beneath, name, reporter)
@@ -336,18 +334,8 @@ def own_review(store: Store, stack: Digest, onto: str | None) -> ReviewEvidence 
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def _about(incoming: Incoming, digest: str, artifact_type: str, kind: type[ValueT]) -> list[ValueT]:
-    """Evidence about an object; what cannot be read is none, as anybody may attach anything."""
-    found = []
-    for each in incoming.evidence:
-        if incoming.parsed[each].artifactType == artifact_type and incoming.subject(each) == digest:
-            with contextlib.suppress(StoreError):
-                found.append(incoming.config(each, kind))
-    return found
-
-
 def _proposal(incoming: Incoming) -> ProposalEvidence | None:
-    found = _about(incoming, incoming.root.digest, PROPOSAL_TYPE, ProposalEvidence)
+    found = incoming.readable(incoming.root.digest, PROPOSAL_TYPE, ProposalEvidence)
     proposal = found[-1] if found else None
     if proposal is not None and proposal.onto is not None:
         try:

@@ -5,6 +5,7 @@ layer of the older versions of its name, what these supersede and were made from
 the same names that no name holds (the gate refused them, or they were replaced).
 """
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -323,14 +324,13 @@ class _Books:
     def _shapes_of(self, identity: str) -> Architecture | None:
         if identity not in self._shapes:
             self._shapes[identity] = None
-            try:
+            # not at hand, or of a family whose shapes a configuration does not tell
+            with contextlib.suppress(LaminaError, ValueError):
                 manifest = self._store.manifest(self._store.find_base(identity).digest)
                 blob = manifest.blob("config.json")
                 if blob is not None:
                     keys = json.loads(self._store.read(blob.digest))
                     self._shapes[identity] = architecture(keys)
-            except (LaminaError, ValueError):
-                pass  # not at hand, or of a family whose shapes a configuration does not tell
         return self._shapes[identity]
 
 

@@ -216,12 +216,7 @@ def ask_about_incoming(
     asked about what is pulled. Raises StoreError, UsageError for a policy that cannot be read.
     """
     root = incoming.root.digest
-    envelopes: list[SignatureEvidence] = []
-    for each in incoming.evidence:
-        about = incoming.parsed[each].artifactType == SIGNATURE_TYPE
-        if about and incoming.subject(each) == root and len(envelopes) < SIGNATURES_LIMIT:
-            with contextlib.suppress(StoreError):  # no signature, whatever it calls itself
-                envelopes.append(incoming.config(each, SignatureEvidence))
+    envelopes = incoming.readable(root, SIGNATURE_TYPE, SignatureEvidence)
     findings = findings_of(trust, root, incoming.kind, envelopes)
     policy = trust.policy
     if "pull" not in policy.check:

@@ -14,19 +14,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from filelock import FileLock, Timeout
 from pydantic import Field
 
 from lamina.core.digest import Digest
-from lamina.core.errors import StoreBusyError, UsageError
-from lamina.core.files import append_line, clear_os_errors
+from lamina.core.errors import UsageError
+from lamina.core.files import append_line, locked
 from lamina.core.values import Value
 from lamina.flows.runs import now
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
 
 FILE, LOCK = "votes.jsonl", "votes.lock"
-LOCK_SECONDS = 10.0
 MOST_CHARACTERS = 200_000
 """Longest message, in characters."""
 MOST_MESSAGES = 400
@@ -109,15 +107,8 @@ def cast(store: Store, ballot: Ballot) -> Vote:
         created=now().isoformat(),
     )
     line = json.dumps(vote.model_dump(mode="json"), ensure_ascii=False)
-    with clear_os_errors(f"locking {store.root}"):
-        try:
-            with FileLock(store.root / LOCK, timeout=LOCK_SECONDS):
-                append_line(path_of(store), line.encode())
-        except Timeout:
-            raise StoreBusyError(
-                f"another process has held {store.root / LOCK} for {LOCK_SECONDS:g} seconds",
-                hint="vote again in a moment",
-            ) from None
+    with locked(store.root / LOCK):
+        append_line(path_of(store), line.encode())
     return vote
 
 

@@ -5,6 +5,7 @@ strictly. From that alone a preview can be shown and a policy asked. `admit` the
 that the store lacks and puts the manifests, so that none ever names what is not there.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -128,6 +129,16 @@ class Incoming:
             for each in self.evidence
             if self.parsed[each].artifactType == artifact_type and self.subject(each) == digest
         )
+
+    def readable(self, digest: str, artifact_type: str, kind: type[ValueT]) -> list[ValueT]:
+        """The configs of what comes about one object, of one type. What cannot be read is none:
+        anybody may attach anything."""
+        found = []
+        for each in self.evidence:
+            if self.parsed[each].artifactType == artifact_type and self.subject(each) == digest:
+                with contextlib.suppress(StoreError):
+                    found.append(self.config(each, kind))
+        return found
 
     def subject(self, evidence: str) -> str:
         """What a piece of evidence speaks of."""

@@ -24,18 +24,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from filelock import FileLock, Timeout
 from pydantic import Field
 
 from lamina.core.digest import digest_bytes, short
 from lamina.core.errors import (
     MissingPartError,
-    StoreBusyError,
     StoreError,
     UnknownNameError,
     UsageError,
 )
-from lamina.core.files import atomic_writer, clear_os_errors
+from lamina.core.files import atomic_writer, clear_os_errors, locked
 from lamina.core.values import Line, Value
 
 if TYPE_CHECKING:
@@ -47,7 +45,6 @@ ALGORITHM = "ssh-ed25519"
 PUBLIC_BYTES = SEED_BYTES = 32
 MAX_FILE_BYTES = 1 << 20
 """Largest file of keys that is read."""
-LOCK_SECONDS = 10.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _SCRYPT_LOG_N, _SCRYPT_R, _SCRYPT_P = 15, 8, 1
 """32 MiB and about 0.1 s for a try (RFC 7914)."""
@@ -286,17 +283,8 @@ class KeyRing:
     def _editing(self) -> Iterator[None]:
         with clear_os_errors(f"writing {self.path}"):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            lock = FileLock(f"{self.path}.lock")
-            try:
-                lock.acquire(timeout=LOCK_SECONDS)
-            except Timeout:
-                raise StoreBusyError(
-                    f"another process holds {lock.lock_file}", hint="try again when it has ended"
-                ) from None
-        try:
+        with locked(Path(f"{self.path}.lock")):
             yield
-        finally:
-            lock.release()
 
     def _write(self, keys: tuple[KnownKey, ...]) -> None:
         with atomic_writer(self.path) as handle:

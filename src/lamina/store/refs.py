@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lamina.core.digest import short
-from lamina.core.errors import StoreBusyError, StoreError, UnknownNameError, UsageError
-from lamina.core.files import atomic_write, clear_os_errors
+from lamina.core.errors import StoreError, UnknownNameError, UsageError
+from lamina.core.files import atomic_write, locked
 from lamina.core.manifests import MANIFEST_TYPE, REF_NAME, Descriptor, ImageIndex
 from lamina.core.names import DigestPrefix, Name, Reference, parse_name
 from lamina.store.manifests import ManifestStore
@@ -292,25 +292,9 @@ class RefStore(ManifestStore):
             )
         atomic_write(self.index_path, data)
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the store's lock between processes and threads; it dies with its process."""
-        import filelock  # here, because reading needs no lock and should start fast
-
-        lock = filelock.FileLock(self.root / LOCK_FILE)
-        with clear_os_errors(f"locking {self.root}"):
-            try:
-                lock.acquire(timeout=self.lock_seconds, poll_interval=0.01)
-            except filelock.Timeout:
-                raise StoreBusyError(
-                    f"another process has held {self.root / LOCK_FILE} for "
-                    f"{self.lock_seconds:g} seconds",
-                    hint="wait for the other lamina to finish, then try again",
-                ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the store's lock between processes and threads. Raises StoreBusyError."""
+        return locked(self.root / LOCK_FILE, self.lock_seconds)
 
 
 class _Draft:

@@ -40,9 +40,6 @@ MAX_TEMPLATE = 100_000
 FIXED_DATE = "26 Jul 2024"
 """What every template takes for today, so that a layer's prompts do not change overnight."""
 
-_CONTAINER = 16
-_LOOKS = 64
-"""Steps between two looks at the clock."""
 _DROPPED = ("pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr")
 _OF_STRINGS = (
     "capitalize casefold center count endswith expandtabs find index isalnum isalpha isascii"

@@ -212,9 +212,8 @@ class ResumedModules:
 
         hook = self._inner.layers[self._first].register_forward_pre_hook(stop)
         try:
-            self._inner(input_ids=ids_T[None], use_cache=False)
-        except _SeenEnough:
-            pass
+            with contextlib.suppress(_SeenEnough):
+                self._inner(input_ids=ids_T[None], use_cache=False)
         finally:
             hook.remove()
         return seen[0]

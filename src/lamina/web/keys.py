@@ -9,25 +9,23 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from filelock import FileLock, Timeout
 from pydantic import Field
 
 from lamina.core.digest import Digest, digest_bytes
-from lamina.core.errors import StoreBusyError, StoreError, UnknownNameError, UsageError
-from lamina.core.files import atomic_writer, clear_os_errors
+from lamina.core.errors import StoreError, UnknownNameError, UsageError
+from lamina.core.files import atomic_writer, locked
 from lamina.core.names import parse_reference
 from lamina.core.values import Value
 
 FILE = "access.json"
 """Beside the store's own files."""
 PREFIX = "lamina-"
-LOCK_SECONDS = 10.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 Role = Literal["use", "admin"]
@@ -138,20 +136,8 @@ class Keys:
                 hint="put the file back as it was, or delete it and make new keys: lamina access",
             ) from None
 
-    @contextlib.contextmanager
-    def _editing(self) -> Iterator[None]:
-        lock = FileLock(f"{self.path}.lock")
-        try:
-            with clear_os_errors(f"writing {self.path}"):
-                lock.acquire(timeout=LOCK_SECONDS)
-        except Timeout:
-            raise StoreBusyError(
-                f"another process holds {lock.lock_file}", hint="try again when it has ended"
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+    def _editing(self) -> contextlib.AbstractContextManager[None]:
+        return locked(Path(f"{self.path}.lock"))
 
     def _write(self, keys: tuple[Key, ...]) -> None:
         with atomic_writer(self.path) as handle:
