@@ -351,12 +351,23 @@ def _leave(request: Any) -> Any:
 
 
 def _mount(session: Any, patience: Patience) -> None:
-    """Give a session time limits, larger blocks and enough connections; it retries nothing."""
+    """Give a session time limits, larger blocks, enough connections and answers that are whole.
+
+    It retries nothing.
+    """
     from requests.adapters import HTTPAdapter
+
+    from lamina.share.heads import POOLS
 
     class Adapter(HTTPAdapter):  # type: ignore[misc]
         def init_poolmanager(self, *args: Any, **more: Any) -> None:
             super().init_poolmanager(*args, blocksize=BLOCK_BYTES, **more)
+            self.poolmanager.pool_classes_by_scheme = POOLS
+
+        def proxy_manager_for(self, *args: Any, **more: Any) -> Any:
+            manager = super().proxy_manager_for(*args, **more)
+            manager.pool_classes_by_scheme = POOLS
+            return manager
 
         def send(self, request: Any, **more: Any) -> Any:
             if more.get("timeout") is None:
