@@ -15,6 +15,7 @@ from lamina.bases.identity import CONFIG, TOKENIZER, read_json, weight_files
 from lamina.bases.quantised import load_quantised, quantisation
 from lamina.bases.quiet import quiet
 from lamina.bases.streamed import load_streamed
+from lamina.core import heap
 from lamina.core.errors import BaseError
 from lamina.core.machine import free
 
@@ -42,6 +43,7 @@ def load(directory: Path, *, dtype: torch.dtype, stream: bool = False) -> Loaded
     Raises BaseError when a file is missing or malformed, a tensor is missing or has another shape
     than the architecture says, or the base asks for code of its own; MissingPartError.
     """
+    heap.bound_code()
     config = read_json(directory / CONFIG)
     refuse_custom_code(config, directory)
     weight_files(directory)  # raises where there are none

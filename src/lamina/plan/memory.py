@@ -17,8 +17,8 @@ HEAD_CHUNK = 32 << 20
 """Logits that exist at once, at most (train.objective.CHUNK_BYTES; a test compares them)."""
 TOUCHED = 160 << 20
 """What loading and the first passes bring in: a tokenizer, pages of torch, and the code that its
-products keep for every size they meet. Calibrated: with 90 MB, which loading alone brings in, ten
-configurations on smollm2-135m were 0.7% too high to 19% too low (docs/log.md)."""
+products keep for the sizes they met last (core.heap). Calibrated: with 90 MB, which loading alone
+brings in, ten configurations on smollm2-135m were 0.7% too high to 19% too low (docs/log.md)."""
 SLACK = 0.06
 """Holes that the allocator leaves between activations, as a share of them."""
 TEACHER_CHUNK = 256
