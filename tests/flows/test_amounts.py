@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from lamina.core.machine import age
+from lamina.core.recipe import Recipe
 from lamina.data.read import read
 from lamina.flows import job, probe
 from lamina.flows.amounts import of_training
@@ -99,6 +100,42 @@ def test_a_probe_measures_every_part_that_a_run_has(store, tmp_path):
     assert probe.kept(store, stack, "bfloat16") == found
     assert probe.kept(store, stack, "float32") is None
     assert probe.kept(store, resolve(store, "first"), "bfloat16") == found  # one base
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_probe_out_of_time_ends_in_the_middle_of_a_round(store, monkeypatch, dtype):
+    """Each size is met once, then as many again as there is time for: here three passes."""
+    done, now = [], [0.0]
+    learn, look = probe._learn, probe._look
+
+    def slow(*given):
+        learn(*given)
+        done.append(1)
+        now[0] += 1.0
+
+    def quick(*given):
+        look(*given)
+        now[0] += 0.001
+
+    monkeypatch.setattr(probe, "_learn", slow)
+    monkeypatch.setattr(probe, "_look", quick)
+    once = len(probe.SHAPES) + len(probe.AT_OTHER_RANK)
+    recipe = Recipe(dtype=dtype)
+    found = probe.probe(
+        store,
+        resolve(store, "first"),
+        recipe,
+        Said(),
+        start=1.0,
+        seconds=once + 2.5,
+        clock=lambda: now[0],
+    )
+    assert len(done) == once + 3  # exams look, in whatever they are sat
+    seconds = {
+        way: sum(rate for name, rate in found.rates.items() if name.startswith(f"{way}: "))
+        for way in ("train", "look", "exam")
+    }
+    assert seconds["train"] > seconds["look"] > 0.0 < seconds["exam"]
 
 
 def test_a_probe_leaves_the_base_as_it_was(store):

@@ -172,7 +172,8 @@ def probe(
     examined = rates
     if recipe.dtype != "bfloat16":  # in which exams are sat
         del compiled
-        examined = _passes(compile_stack(store, base), Recipe(), clock, seconds / 5)[0]
+        bfloat16 = compile_stack(store, base)
+        examined = _passes(bfloat16, Recipe(), clock, seconds / 5, learning=False)[0]
     rates |= {
         f"exam{name.removeprefix('look')}": rate
         for name, rate in examined.items()
@@ -258,22 +259,25 @@ def _job(compiled: Compiled, recipe: Recipe, folder: str) -> Job:
 
 
 def _passes(
-    compiled: Compiled, recipe: Recipe, clock: Clock, seconds: float
+    compiled: Compiled, recipe: Recipe, clock: Clock, seconds: float, *, learning: bool = True
 ) -> tuple[dict[str, float], float]:
-    """Rates of passes of training and of looking, and the median misfit of both."""
+    """Rates of passes of looking and, with `learning`, of training; the largest misfit of them."""
+    ways = {"train": _learn, "look": _look} if learning else {"look": _look}
     plain = recipe.model_copy(update={"above": 0.0, "ranks": None, "checkpointing": False})
     wide = plain.model_copy(update={"rank": OTHER_RANK * plain.rank})
     vocabulary = int(compiled.model.config.vocab_size)  # type: ignore[union-attr,arg-type]
     batches = [_rows(shape, vocabulary, n) for n, shape in enumerate(SHAPES)]
     times: dict[tuple[str, int, int], list[float]] = {}
+    first: dict[tuple[str, int, int], float] = {}
     factors: dict[int, int] = {}
-    first: dict[int, float] = {}
     attaching: list[float] = []
     modules: list[float] = []
     end = clock() + seconds
     with few_layers(compiled) as few, tempfile.TemporaryDirectory() as folder:
         for turn in range(ROUNDS + 1):  # in the first, products prepare themselves
             for each, some in ((plain, range(len(batches))), (wide, AT_OTHER_RANK)):
+                if turn and clock() > end:
+                    break
                 job = _job(compiled, each, folder)
                 beginning = clock()
                 with attached(job.model, fresh_factors(job.linears, each), job.linears) as layer:
@@ -284,38 +288,39 @@ def _passes(
                         batch = collate(batches[LARGE], job.pad_id)
                         modules.append(_timed(clock, mean_loss, job.model, [batch])[1])
                     for n in some:
-                        train, look = _pass(model, batches[n], job.pad_id, clock)
-                        if turn == 0 and each is plain:
-                            first[n] = train
-                        if turn:
-                            times.setdefault(("train", each.rank, n), []).append(train)
-                            times.setdefault(("look", each.rank, n), []).append(look)
-            if turn and clock() > end:
-                break
+                        if turn and clock() > end:
+                            break
+                        for way, work in ways.items():
+                            spent = _timed(clock, work, model, batches[n], job.pad_id)[1]
+                            if turn:
+                                times.setdefault((way, each.rank, n), []).append(spent)
+                            else:
+                                first[way, each.rank, n] = spent
+    met = [first[key] - median(times[key]) for key in times if key[:2] == ("train", plain.rank)]
+    # where time was short, what prepared itself is what is known
+    medians = first | {key: median(each) for key, each in times.items()}
     found: dict[str, float] = {}
     misfits = []
-    for way in ("train", "look"):
-        keys = [key for key in times if key[0] == way]
+    for way in ways:
+        keys = [key for key in medians if key[0] == way]
         points = [pass_amounts(_tokens(batches[n]), few, factors[rank]) for _, rank, n in keys]
-        rates, misfit = fit(points, [median(times[key]) for key in keys])
+        rates, misfit = fit(points, [medians[key] for key in keys])
         found |= {f"{way}: {name}": rate for name, rate in rates.items()}
         misfits.append(misfit)
-    met = [first[n] - median(times["train", plain.rank, n]) for n in first]
-    found["new size"] = max(0.0, median(met))
+    found["new size"] = max(0.0, median(met)) if met else 0.0
     found["attach"] = median(attaching) / few
-    slower = median(modules) / median(times["look", plain.rank, LARGE])
+    slower = median(modules) / medians["look", plain.rank, LARGE]
     looks = [name for name in found if name.startswith("look")]
     found |= {f"plain{name.removeprefix('look')}": slower * found[name] for name in looks}
     return found, max(misfits)
 
 
-def _pass(model: Any, rows: Sequence[Encoded], pad_id: int, clock: Clock) -> tuple[float, float]:
-    """Seconds of one pass of training, and of one without learning."""
-    began = clock()
+def _learn(model: Any, rows: Sequence[Encoded], pad_id: int) -> None:
     backward(model, rows, [None] * len(rows), pad_id, WHOLE)
-    between = clock()
+
+
+def _look(model: Any, rows: Sequence[Encoded], pad_id: int) -> None:
     mean_loss(model, [collate(rows, pad_id)])
-    return between - began, clock() - between
 
 
 # -- what is around them ---------------------------------------------------------------------------
