@@ -56,7 +56,7 @@ def test_the_loop_does_what_was_said(store, tmp_path, monkeypatch, way, on, word
         loop, "backward", counted(loop.backward, passes, lambda model, rows, *_: rows)
     )
     monkeypatch.setattr(
-        loop, "mean_loss", counted(loop.mean_loss, looks, lambda model, batches: batches)
+        loop, "mean_loss", counted(loop.mean_loss, looks, lambda model, batches, crew: batches)
     )
     counting = counted(compile_stack, loads, lambda store, stack, **_: bool(stack.layers))
     monkeypatch.setattr(job, "compile_stack", counting)

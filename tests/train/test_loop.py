@@ -12,8 +12,9 @@ from lamina.lowrank.attach import attached
 from lamina.tokens.batch import collate
 from lamina.tokens.pack import plan_batches
 from lamina.train import checkpoint, loop
+from lamina.train.held_out import mean_loss
 from lamina.train.job import fresh_factors
-from lamina.train.loop import LEAST_JUDGES, MOST_SKIPPED, mean_loss
+from lamina.train.loop import LEAST_JUDGES, MOST_SKIPPED
 from lamina.train.schedule import learning_rate, warmup_steps
 from tests.tolerance import TOLERANCE
 from tests.train.test_objective import reference

@@ -19,7 +19,7 @@ from lamina.lowrank.attach import attached, fold_into
 from lamina.lowrank.maths import Factors
 from lamina.tokens.batch import collate
 from lamina.train.fused import fuse
-from lamina.train.loop import mean_loss
+from lamina.train.held_out import mean_loss
 from lamina.train.objective import token_losses
 from tests.pico import SMALLEST_VOCAB, pico_base
 from tests.train import tiny

@@ -21,6 +21,25 @@ Stack = Annotated[
     str,
     typer.Argument(metavar="STACK", help="A stack: support, support:v2, a base's name, @digest."),
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        min=1,
+        help="Train in so many processes of a Ray cluster, each with a share of every step's rows "
+        "(needs lamina[ray]).",
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="The Ray cluster, such as 10.0.0.1:6379 (default: $RAY_ADDRESS, else one of this "
+        "machine's own for as long as it takes).",
+    ),
+]
 AcceptRegression = Annotated[
     str | None,
     typer.Option(

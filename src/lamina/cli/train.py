@@ -140,6 +140,8 @@ def train(
         bool,
         typer.Option("--again", help="Train anew although nothing changed since the last time."),
     ] = False,
+    workers: options.Workers = None,
+    ray: options.RayAddress = None,
     json: options.Json = False,
 ) -> None:
     """Train a layer over a stack, examine the new stack, and name it if nothing got worse.
@@ -151,8 +153,10 @@ def train(
 
     Data: OpenAI chat JSONL (with tools), prompt/completion, Alpaca, ShareGPT, plain text, CSV,
     parquet, hf:org/name. Some rows are held out by content hash and become the layer's exam.
-    Ctrl-C saves the run and says how to go on. Where nothing changed since the last time (rows,
-    options, stack beneath, lamina itself) the layer that is there is kept, in a second.
+    Ctrl-C saves the run and says how to go on. With --workers, processes on a Ray cluster whose
+    machines share the store take every step together; one that dies costs the steps since the last
+    checkpoint. Where nothing changed since the last time (rows, options, stack beneath, lamina
+    itself) the layer that is there is kept, in a second.
     """
     overrides = {
         "rank": rank,
@@ -223,7 +227,7 @@ def train(
             memory=memory_size(memory),
         )
         run = learn.prepare(store, request, reporter)
-    show(finish(store, run, reporter), as_json=json)
+    show(finish(store, run, reporter, workers=workers, ray=ray), as_json=json)
 
 
 def module_ranks(given: list[str] | None) -> dict[str, int] | None:
@@ -267,13 +271,27 @@ def refuse_beside_resume(options: dict[str, Any]) -> None:
         )
 
 
-def finish(store: "Store", run: "Run", reporter: "Reporter") -> "Learned":
-    """Train a run to its end; a signal stops it after a step, a second one at once."""
+def finish(
+    store: "Store",
+    run: "Run",
+    reporter: "Reporter",
+    *,
+    workers: int | None = None,
+    ray: str | None = None,
+) -> "Learned":
+    """Train a run to its end; a signal stops it after a step, a second one at once.
+
+    Raises UsageError for a cluster without --workers.
+    """
+    from lamina.fleet.crew import Size
     from lamina.flows import learn
 
+    if ray is not None and workers is None:
+        raise UsageError("--ray needs --workers", hint="say how many: --workers 4")
+    crew = None if workers is None else Size(workers)
     with stop_on_signals() as should_stop:
         try:
-            return learn.execute(store, run, reporter, should_stop)
+            return learn.execute(store, run, reporter, should_stop, crew, ray)
         except KeyboardInterrupt:
             reporter.say(f"stopped at once; go on with: lamina train --resume {run.id}")
             raise

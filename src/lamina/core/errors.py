@@ -17,6 +17,7 @@
     │   └── DroppedError            the connection broke or the place is busy: worth another try
     ├── TrainError (RuntimeError)   training cannot go on
     │   └── TrainInterrupted        stopped on request; the run can be resumed
+    ├── FleetError (RuntimeError)   a cluster, or the workers on it, cannot do what was asked
     ├── BusyError (RuntimeError)    the engine takes no further request now
     ├── MissingPartError (ImportError)       an optional library is not installed
     └── CheckError (AssertionError) exit code 1: a check said no (parity, verify, reproduce)
@@ -125,6 +126,10 @@ class TrainInterrupted(TrainError):
     """Training stopped on request; its message says how to resume."""
 
     exit_code = 130
+
+
+class FleetError(LaminaError, RuntimeError):
+    """A cluster does not answer, or the workers on it did not come to an end."""
 
 
 class BusyError(LaminaError, RuntimeError):

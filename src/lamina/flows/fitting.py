@@ -81,8 +81,10 @@ def fit(
     beneath: ResolvedStack,
     rows: Rows,
     reporter: Reporter,
+    *,
+    record: bool = True,
 ) -> Fitted:
-    """Say what the run takes; the run as it fits, recorded in its folder.
+    """Say what the run takes; the run as it fits, on `record` in its folder.
 
     A run that has begun keeps its passes, as they decide its digest; computing layers twice does
     not, nor does remembering in memory, for which there is what is left. Raises UsageError where
@@ -138,7 +140,10 @@ def fit(
     if way == given:
         return Fitted(spec, remembered)
     changes = {"pass_tokens": way.pass_tokens, "checkpointing": way.checkpointing}
-    return Fitted(run.resolve(recipe.model_copy(update=changes)), remembered)
+    fitted = recipe.model_copy(update=changes)
+    if record:
+        return Fitted(run.resolve(fitted), remembered)
+    return Fitted(spec.model_copy(update={"recipe": fitted}), remembered)
 
 
 def _said(needed: int, free: int | None, given: int | None, way: Setting, asked: Setting) -> str:

@@ -30,6 +30,7 @@ from lamina.stack.resolve import ResolvedStack
 from lamina.store.layout import Store
 from lamina.tokens.mask import EncodeReport, encode_all
 from lamina.tokens.template import ChatFormat
+from lamina.train.crew import Alone, Crew
 from lamina.train.events import EventLog
 from lamina.train.job import Job, Shared
 from lamina.train.loop import train
@@ -48,11 +49,27 @@ def train_and_land(
 
     Raises TrainInterrupted, TrainError, DataError, UsageError.
     """
+    made = train_in_crew(store, run, spec, beneath, reporter, should_stop, Alone())
+    assert made is not None
+    return made
+
+
+def train_in_crew(
+    store: Store,
+    run: runs.Run,
+    spec: runs.RunSpec,
+    beneath: ResolvedStack,
+    reporter: Reporter,
+    should_stop: Callable[[], bool],
+    crew: Crew,
+) -> tuple[Descriptor, ResolvedStack] | None:
+    """The same as one of a crew that shares the store: worker 0 writes, the others get None."""
     began = time.perf_counter()
+    first = crew.rank == 0
     try:
         rows = rows_of(store, run, spec, base_format(store, beneath), beneath)
         encoded = time.perf_counter()
-        spec, prefix_memory = fitting.fit(store, run, spec, beneath, rows, reporter)
+        spec, prefix_memory = fitting.fit(store, run, spec, beneath, rows, reporter, record=first)
         reporter.say(f"folding {len(beneath.layers)} layers into a copy of the base")
         compiled = compile_stack(
             store,
@@ -64,11 +81,11 @@ def train_and_land(
         say_reading(compiled, reporter)
         job, counts = job_of(store, run, spec, compiled, rows)
     except LaminaError:
-        if not (run.directory / runs.EVENTS).exists():
+        if crew.size == 1 and not (run.directory / runs.EVENTS).exists():
             shutil.rmtree(run.directory)  # nothing was trained; the request itself was wrong
         raise
     _say_counts(counts, reporter)
-    events = EventLog(run.directory / runs.EVENTS, reporter.event)
+    events = EventLog(run.directory / runs.EVENTS if first else None, reporter.event)
     events.emit(
         "ready",
         load_seconds=round(time.perf_counter() - encoded, 2),
@@ -76,7 +93,9 @@ def train_and_land(
     )
     shared = None if spec.private else _shared(store, compiled)
     job = replace(job, prefix_memory=prefix_memory, shared=shared)
-    outcome = train(job, events, should_stop)
+    outcome = train(job, events, should_stop, crew)
+    if not first:
+        return None
     landed = land(store, run, spec, compiled, outcome, counts, reporter, should_stop)
     del compiled, job, outcome
     heap.give_back()  # the exam loads the stack anew

@@ -17,6 +17,7 @@ from lamina.data.example import Example
 from lamina.data.exams import default_scorers
 from lamina.data.read import Dataset, read
 from lamina.data.split import split
+from lamina.fleet.crew import Size
 from lamina.flows import rehearsal, runs, seen_rows, work
 from lamina.flows.examine import Examination, current, examine_for_gate
 from lamina.flows.growth import Growth, growth
@@ -68,11 +69,11 @@ class Learned:
     """Where it was trained anew although an update would have done: how its rows had grown."""
 
 
-def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run:
+def prepare(store: Store, request: Request, reporter: Reporter, *, go_on: bool = False) -> runs.Run:
     """Read and split the data, write the run's folder. Nothing is trained yet.
 
     Where the very same work has been done before (see `work`), its run instead, unless asked to
-    train `again`.
+    train `again`; with `go_on`, also a run that has begun with it.
 
     Raises DataError listing every bad row, UnknownNameError, UsageError.
     """
@@ -107,6 +108,9 @@ def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run:
     if done is not None:
         return _taken_up(store, *done, spec, reporter)
     if (begun := work.begun(store, spec)) is not None:
+        if go_on:
+            begun.asked_again(spec)
+            return begun
         reporter.say(f"begun before; to go on there: lamina train --resume {begun.id}")
     marks = frozenset(map(seen.mark, dataset.examples))
     if grown := _growth(store, current(store, spec.name), spec, marks):
@@ -193,17 +197,25 @@ def execute(
     run: runs.Run,
     reporter: Reporter,
     should_stop: Callable[[], bool] = lambda: False,
+    crew: Size | None = None,
+    cluster: str | None = None,
 ) -> Learned:
     """Train a prepared run to its end, wherever it stands, and land, examine and name the result.
 
     Every stage can be killed and taken up again: what is already done is found by digest. Of a
-    run that is finished only the name is looked at again: it moves back if it has moved on.
-    Raises TrainInterrupted, TrainError, GateError (the layer is kept, the name is not moved).
+    run that is finished only the name is looked at again: it moves back if it has moved on. A
+    `crew` trains it together, on the Ray cluster with the address `cluster` (see `crewed`).
+    Raises TrainInterrupted, TrainError, FleetError, GateError (the layer is kept, the name is not
+    moved).
     """
     with run.lock():
         spec = run.spec
         if spec.part_of is not None:
             raise UsageError(f"run {run.id} is part of a longer work", hint=spec.part_of)
+        if crew is not None and run.result is None:
+            from lamina.flows.crewed import train_together
+
+            train_together(store, run, reporter, should_stop, crew, cluster)
         layer, stack = _landed(store, run, spec, reporter, should_stop)
         return _examine_and_name(store, run, spec, layer, stack, reporter)
 

@@ -53,8 +53,8 @@ from lamina.store.layout import Store
 from lamina.tokens.batch import collate
 from lamina.tokens.mask import Encoded, encode_all
 from lamina.train import checkpoint
+from lamina.train.held_out import mean_loss
 from lamina.train.job import Job, fresh_factors
-from lamina.train.loop import mean_loss
 from lamina.train.passes import backward
 from lamina.train.way import way_through
 

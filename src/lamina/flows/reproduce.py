@@ -60,7 +60,8 @@ class Reproduction:
         return (
             f"not reproduced: {self.layer}\n         now: {self.again}\n"
             f"held-out loss then {self.loss}, now {self.loss_again}\n"
-            "Another kind of machine, thread count or library version rounds differently."
+            "Another kind of machine, another number of threads or workers, another version of a "
+            "library rounds differently."
         )
 
 

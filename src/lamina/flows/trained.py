@@ -155,7 +155,8 @@ def cost_of(
         peak_bytes=peak_bytes(),
         loss_before=progress.first_loss,
         loss_after=progress.best_loss,
-        hardware=hardware_of(compiled.model),
+        hardware=hardware_of(compiled.model)
+        + (f", {outcome.workers} workers" if outcome.workers > 1 else ""),
         versions={
             "lamina": __version__,
             "torch": torch.__version__,

@@ -7,6 +7,7 @@ leaves out the machine: a layer that was trained with other cores is still the l
 """
 
 import contextlib
+import glob
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -93,7 +94,7 @@ def _runs(store: Store, asked: runs.RunSpec) -> Iterator[runs.Run]:
     if asked.key is None:
         return
     found = []
-    for path in store.runs_dir.glob(f"*/{runs.SPEC}"):
+    for path in store.runs_dir.glob(f"*-{glob.escape(asked.name)}-*/{runs.SPEC}"):  # see new_id
         run = runs.Run(path.parent)
         with contextlib.suppress(LaminaError, OSError):
             if asked.key.encode() in path.read_bytes():

@@ -70,6 +70,8 @@ class Outcome:
     kernels: str
     """What the steps ran on: `native`, `accelerated` or `reference` kernels; `none`: the
     model's own forward."""
+    workers: int = 1
+    """Those who took the steps together, in the last sitting."""
 
 
 def gpu_of(model: nn.Module) -> str | None:

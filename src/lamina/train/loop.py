@@ -10,21 +10,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lamina.bases import families
 from lamina.core import heap
 from lamina.core.energy import Meter
 from lamina.core.errors import TrainError, TrainInterrupted
 from lamina.lowrank.attach import Attachment
-from lamina.tokens.batch import Batch, collate
-from lamina.tokens.mask import Encoded
+from lamina.tokens.batch import collate
 from lamina.tokens.pack import plan_batches
 from lamina.train import checkpoint
+from lamina.train.crew import Alone, Crew, Stopwatch, add_step
 from lamina.train.events import EventLog
 from lamina.train.graphs import graphs_of
+from lamina.train.held_out import eval_batches, mean_loss, supervised
 from lamina.train.job import Job, Outcome, fresh_factors, gpu_of
-from lamina.train.objective import Decoder, SoftTargets, token_losses, worst_of_rows
+from lamina.train.objective import SoftTargets, token_losses, worst_of_rows
 from lamina.train.optimiser import Optimiser
 from lamina.train.passes import backward
 from lamina.train.plan import Plan
@@ -51,9 +52,16 @@ MOST_SKIPPED = 5
 """Steps in a row with a loss or gradient that is not finite, after which the run has diverged."""
 
 
-def train(job: Job, events: EventLog, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
+def train(
+    job: Job,
+    events: EventLog,
+    should_stop: Callable[[], bool] = lambda: False,
+    crew: Crew | None = None,
+) -> Outcome:
     """Train one layer; continue from the checkpoint in `job.directory` where there is one.
 
+    In a `crew` every worker calls this with the same job and comes to the same factors; worker 0
+    alone writes checkpoints.
     Raises TrainError when the loss diverges or nothing is supervised, TrainInterrupted (after
     saving) when `should_stop` says so.
     """
@@ -69,7 +77,7 @@ def train(job: Job, events: EventLog, should_stop: Callable[[], bool] = lambda: 
     del start
     try:
         said |= said_of_old_rows(job, groups, "stack")
-        return _Run(job, attachment, events, plan, said).go(should_stop)
+        return _Run(job, attachment, events, plan, said, crew or Alone()).go(should_stop)
     finally:
         attachment.detach()
 
@@ -84,8 +92,10 @@ class _Run:
         events: EventLog,
         plan: Plan,
         said: Mapping[int, SoftTargets | None],
+        crew: Crew,
     ) -> None:
-        self.sitting_started = time.perf_counter()
+        self.crew = crew
+        self.stopwatch = Stopwatch(crew)
         self.meter = Meter.of_machine(gpu_of(job.model))
         self.job, self.recipe, self.attachment, self.events = job, job.recipe, attachment, events
         self.flat = attachment.flat
@@ -99,16 +109,18 @@ class _Run:
         self.optimiser = Optimiser(attachment, self.recipe)
         self.said = {**dict(enumerate(job.said or [None] * len(job.rows))), **said}
         self.plan = plan
-        self.eval_batches = _eval_batches(job)
+        self.eval_batches = eval_batches(job)
         # where known rows are left out an earlier state lacks old ones, of which they don't tell
         self.judged = len(job.eval_rows) >= LEAST_JUDGES and not self.plan.selects
         self.eval_tokens = sum(len(row.ids) for row in job.eval_rows)
         self.eval_supervised = sum(map(supervised, job.eval_rows))
         self.progress = self._initial_progress()
-        self.seconds_before = 0.0
         self.joules_before: float | None = 0.0
         self.last_save = time.perf_counter()
         self._restore()
+        self.first_step = self.progress.step
+        for each in (self.flat.data, self.best):
+            crew.follow(each)  # machines may round what they start from in their own way
         heap.give_back()  # what loading and joining weights left in the middle of the heap
 
     def _guarded(self) -> Guard | None:
@@ -125,6 +137,8 @@ class _Run:
             job.pad_id,
             recipe.seed,
         )
+        for each in spans.values():
+            self.crew.follow(each)
         return Guard(self.attachment, spans, fresh=job.start is None)
 
     def _initial_progress(self) -> checkpoint.Progress:
@@ -162,12 +176,14 @@ class _Run:
             progress = self.progress
             worst, began = tensors["worst"], tensors["worst_began"]
             self.plan.restore(progress.passes, progress.pass_began, worst, began)
-        self.seconds_before = self.progress.seconds
+        self.stopwatch.before = self.progress.seconds
         self.joules_before = self.progress.joules
         self.events.emit("resumed", step=self.progress.step)
 
     def save(self) -> None:
         """Write the checkpoint."""
+        if self.crew.rank:
+            return
         plan = self.plan
         self._update(**self._spent(), passes=plan.number, pass_began=plan.first_step)
         tensors = {"flat": self.flat.data, "best": self.best, **self.optimiser.tensors()}
@@ -179,7 +195,7 @@ class _Run:
 
     def elapsed(self) -> float:
         """Seconds of training over all sittings."""
-        return self.seconds_before + time.perf_counter() - self.sitting_started
+        return self.stopwatch.elapsed()
 
     def _spent(self) -> dict[str, object]:
         """Seconds and joules over all sittings; no joules where one of them had no counter."""
@@ -201,7 +217,7 @@ class _Run:
             self.evaluate()
             self.save()
         while not self._finished():
-            if should_stop():
+            if self.stopwatch.agree(should_stop()):
                 self.save()
                 self.events.emit("interrupted", step=self.progress.step)
                 raise TrainInterrupted(
@@ -270,7 +286,10 @@ class _Run:
             self.recipe.at_once,
             checkpointing=self.recipe.checkpointing,
             graphs=self.graphs,
+            crew=self.crew,
         )
+        assert self.flat.grad is not None
+        loss, worst_B = add_step(self.crew, self.flat.grad, loss, worst_B)
         if self.plan.selects:
             self.plan.visited(chosen, worst_B)
         if self.guard is not None:
@@ -341,7 +360,8 @@ class _Run:
 
         With fewer than `LEAST_JUDGES`, or where what is known is left out: the last.
         """
-        loss = mean_loss(self.model, self.eval_batches) if self.eval_batches else None
+        batches = self.eval_batches
+        loss = mean_loss(self.model, batches, self.crew) if batches else None
         self._update(
             evaluated=self.progress.evaluated + self.eval_tokens,
             evaluated_supervised=self.progress.evaluated_supervised + self.eval_supervised,
@@ -383,6 +403,7 @@ class _Run:
             soft = mixed(batch, [self.said[rows[i]] for i in places])
             losses_N = token_losses(self.model, batch, soft)
             found[torch.tensor(places)] = worst_of_rows(losses_N, batch, soft)
+        self.crew.follow(found)
         lost = int((found > self.plan.limit).sum())
         tokens = sum(lengths)
         self._update(looked_at=self.progress.looked_at + tokens)
@@ -411,28 +432,12 @@ class _Run:
         if self.prefixes is not None:
             self.prefixes.leave()
             self.events.emit("prefixes", **self.prefixes.counts._asdict())
+        if self.crew.size > 1:
+            each = self.crew.sent // max(1, progress.step - self.first_step)
+            self.events.emit("crew", workers=self.crew.size, bytes_per_step=each)
         self.events.emit(
             "done", step=progress.step, best_step=self.progress.best_step, loss=progress.best_loss
         )
         del self.optimiser  # its moments, before the factors are copied: this sitting is over
-        return Outcome(self.attachment.factors(self.best), recipe, self.progress, self.kernels)
-
-
-def supervised(row: Encoded) -> int:
-    """Tokens of a row that are predicted."""
-    return int(row.mask[1:].sum())
-
-
-def _eval_batches(job: Job) -> list[Batch]:
-    if not job.eval_rows:
-        return []
-    lengths = [len(row.ids) for row in job.eval_rows]
-    plan = plan_batches(lengths, job.recipe.at_once, seed=0, epoch=0)
-    return [collate([job.eval_rows[i] for i in batch], job.pad_id) for batch in plan]
-
-
-@torch.inference_mode()
-def mean_loss(model: nn.Module | Decoder, batches: Sequence[Batch]) -> float:
-    """Nats per supervised token over all batches."""
-    losses: list[Tensor] = [token_losses(model, batch).double() for batch in batches]
-    return float(torch.cat(losses).mean())
+        factors = self.attachment.factors(self.best)
+        return Outcome(factors, recipe, self.progress, self.kernels, self.crew.size)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lamina.bases.families import backbone
 from lamina.tokens.batch import collate
 from lamina.tokens.mask import Encoded
+from lamina.train.crew import Alone, Crew, share
 from lamina.train.fused import FusedDecoder
 from lamina.train.graphs import Graphs
 from lamina.train.objective import Decoder, SoftTargets, token_losses, worst_of_rows
@@ -42,21 +43,24 @@ def backward(
     *,
     checkpointing: bool = False,
     graphs: Graphs | None = None,
+    crew: Crew | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The mean loss of the rows' supervised tokens, whose gradient is added to the factors', and
     each row's worst (see `worst_of_rows`).
 
     `checkpointing` is about transformers' modules: a fused decoder knows by itself. `graphs`: of
-    this decoder, where there are such.
+    this decoder, where there are such. In a `crew` all three are this worker's part of them, 0 for
+    others' rows.
     """
     total = sum(int(row.mask[1:].sum()) for row in rows)
-    loss, worst = torch.zeros(()), []
+    mine = share([len(row) for row in rows], crew or Alone())
+    loss, worst_B = torch.zeros(()), torch.zeros(len(rows))
     fused = isinstance(model, FusedDecoder)
     modules = model if isinstance(model, nn.Module) else model.model
     with checkpointed(modules, checkpointing and not fused):
-        for part in split_rows([len(row) for row in rows], at_once):
-            batch = collate(rows[part], pad_id)
-            soft = mixed(batch, said[part])
+        for part in split_rows([len(rows[i]) for i in mine], at_once):
+            batch = collate([rows[i] for i in mine[part]], pad_id)
+            soft = mixed(batch, [said[i] for i in mine[part]])
             if graphs is not None:
                 losses_N = graphs.backward(batch, soft, 1 / total)
             else:
@@ -64,8 +68,8 @@ def backward(
                 (losses_N.sum() / total).backward()  # type: ignore[no-untyped-call]
             losses_N = losses_N.detach()
             loss = loss + (losses_N.sum() / total).cpu()
-            worst.append(worst_of_rows(losses_N, batch, soft))
-    return loss, torch.cat(worst)
+            worst_B[mine[part]] = worst_of_rows(losses_N, batch, soft)
+    return loss, worst_B
 
 
 @contextmanager

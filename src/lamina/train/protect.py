@@ -59,7 +59,7 @@ def _project(a_RI: Tensor, q_IK: Tensor) -> None:
     a_RI.sub_((a_RI @ q_IK) @ q_IK.T)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def directions(
     model: nn.Module,
     linears: Mapping[str, nn.Module],

@@ -1,0 +1,138 @@
+"""One function in several workers at once, joined for torch.distributed by Ray Train.
+
+A worker that dies takes the others' work down with it; they are started again, with whoever is
+left if there is no other, and take up what they find on disk. That is for the function to see to.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lamina.core.errors import FleetError, UsageError
+from lamina.fleet.cluster import ray_itself
+
+POLL_SECONDS = 0.25
+"""How often the watcher is asked."""
+SILENT_SECONDS = 600
+"""A worker from which nothing has come for so long is given up by the others."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many workers, and what each gets."""
+
+    workers: int
+    least: int = 1
+    """Goes on with so many when others are lost."""
+    deaths: int = 8
+    """Lost workers after which it is given up."""
+
+
+Work = Callable[[dict[str, Any]], Any]
+"""A function of a module, called with plain values in every worker; what the first one gives back
+has to be plain as well."""
+
+
+def together(
+    work: Work, given: Mapping[str, Any], size: Size, folder: Path, watch: Callable[[], None]
+) -> Any:
+    """What worker 0's call of `work` gives, on the cluster that Ray is connected to.
+
+    `folder`: for Ray's own notes, seen by all workers. `watch` is called again and again meanwhile,
+    in this thread. Raises FleetError when too many workers died, UsageError where the cluster is
+    too small.
+    """
+    ray = ray_itself()
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    has = ray.cluster_resources()
+    gpus, cpus = int(has.get("GPU", 0)), int(has.get("CPU", 0))
+    each = gpus // size.workers if gpus else cpus // size.workers
+    if each < 1:
+        raise UsageError(
+            f"{size.workers} workers are more than this cluster has processors ({cpus})",
+            hint="give fewer --workers, or add machines: ray start --address=…",
+        )
+    threads = max(1, cpus // size.workers)
+    trainer = TorchTrainer(
+        _in_worker,
+        train_loop_config={"work": work, "given": dict(given), "threads": threads},
+        scaling_config=ScalingConfig(
+            num_workers=(min(size.least, size.workers), size.workers),
+            use_gpu=bool(gpus),
+            resources_per_worker={"CPU": threads} | ({"GPU": 1} if gpus else {}),
+        ),
+        run_config=RunConfig(
+            name="crew",
+            storage_path=str(folder),
+            failure_config=FailureConfig(max_failures=size.deaths),
+        ),
+        torch_config=_joined("cpu:gloo,cuda:nccl" if gpus else "gloo"),
+    )
+    ended: dict[str, Any] = {}
+
+    def fit() -> None:  # in the main thread Ray would take Ctrl-C for itself
+        try:
+            ended["value"] = trainer.fit().return_value
+        except BaseException as error:
+            ended["error"] = error
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
+        watch()
+    if "error" in ended:
+        raise FleetError(
+            f"the workers did not come to an end: {_reason(ended['error'])}",
+            hint="what they had saved is kept",
+        ) from ended["error"]
+    return ended["value"]
+
+
+def _joined(backend: str) -> Any:
+    """How Ray is to join the workers: over the interface that each machine's node has."""
+    from ray.train.torch import TorchConfig
+    from ray.train.torch.config import _TorchBackend
+
+    class Backend(_TorchBackend):  # type: ignore[misc]
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(_name_interface)
+            super().on_start(worker_group, backend_config)
+
+    class Config(TorchConfig):  # type: ignore[misc]
+        @property
+        def backend_cls(self) -> type:
+            return Backend
+
+    return Config(backend=backend, timeout_s=SILENT_SECONDS)
+
+
+def _name_interface() -> None:
+    """Tell gloo, which goes by what the host's name resolves to: often 127.0.0.1."""
+    import psutil
+
+    address = ray_itself().util.get_node_ip_address()
+    for name, found in psutil.net_if_addrs().items():
+        if any(each.address == address for each in found):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def _in_worker(config: dict[str, Any]) -> Any:
+    """Ray's own processes get what a process of lamina's has."""
+    import torch
+
+    torch.set_num_threads(config["threads"])
+    return config["work"](config["given"])
+
+
+def _reason(error: BaseException) -> str:
+    """The last line that says what went wrong, of a worker's if there is one."""
+    failures = getattr(error, "worker_failures", None) or {}
+    found = next(iter(failures.values()), error)
+    lines = [line.strip() for line in str(found).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(found).__name__)[:300]
