@@ -14,6 +14,11 @@ from urllib.parse import unquote, urlsplit
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+class Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """A client that left is no error; told on stderr, it would be read as another test's."""
+
+
 @dataclass
 class StandIn:
     """One repository, `org/name`, whose `main` is COMMIT."""
@@ -40,7 +45,7 @@ def serve(folder: Path) -> Iterator[StandIn]:
     class Handler(_Handler):
         hub = state
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     state.endpoint = f"http://127.0.0.1:{server.server_port}"

@@ -7,6 +7,8 @@ import threading
 
 import pytest
 
+pytestmark = pytest.mark.slow  # whole verbs, again and again
+
 QUESTIONS = 6
 
 
@@ -135,7 +137,6 @@ def test_an_endpoint_that_knows_everything_wins(shared, questions, endpoint):
     assert "sums is worse" in told
 
 
-@pytest.mark.slow
 def test_the_server_of_a_stack_answers_as_the_stack(made_server, shared, questions):
     options = ("--against", f"{made_server}/v1", "--model", "sums", "--exam", questions)
     found = shared("arena", "sums", *options, "--at-once", 3, "--json").done().json
@@ -190,7 +191,6 @@ def test_what_it_does_not_answer_counts_for_neither(shared, questions, endpoint)
     assert "\x1b" not in told
 
 
-@pytest.mark.slow
 def test_a_dead_endpoint_ends_the_match(shared, questions, endpoint):
     rival = endpoint(lambda body, number: (401, {"error": {"message": "no such key"}}))
     options = ("--against", rival.url, "--exam", questions)

@@ -10,6 +10,8 @@ from lamina.stack.combine.registry import METHODS
 from tests.cli.program import Program
 from tests.made import QUICK, write_rows
 
+pytestmark = pytest.mark.slow  # whole verbs, again and again
+
 
 @pytest.fixture(scope="session")
 def parallel(made, tmp_path_factory):

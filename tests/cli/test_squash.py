@@ -6,6 +6,8 @@ import pytest
 
 from tests.made import QUICK
 
+pytestmark = pytest.mark.slow  # whole verbs, again and again
+
 
 @pytest.fixture
 def strong(program, more_rows):

@@ -5,6 +5,8 @@ from lamina.data.exams import default_scorers, from_jsonl, items_from_examples, 
 from lamina.data.read import read
 from lamina.data.split import split
 
+pytestmark = pytest.mark.slow  # many files of many kinds
+
 SETS = {
     "train_dolly_small.jsonl": ("chat", 999, 0, ("loss",)),
     "train_glaive_tools.jsonl": ("chat", 262, 0, ("loss",)),

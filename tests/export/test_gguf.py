@@ -24,6 +24,8 @@ from lamina.tokens.render import adapt
 from tests.pico import pico_base
 from tests.stacks import BASE, put_layer, put_stack, random_factors
 
+pytestmark = pytest.mark.slow  # many files of many kinds
+
 THETA = {"rope_theta": 1e4, "rope_type": "default"}
 CASES = {
     "llama": {},

@@ -6,12 +6,12 @@ from tests.stacks import new_store
 
 
 @pytest.fixture(scope="session")
-def hosts(tmp_path_factory):
+def hosts():
     """Two hosts with a Ray cluster over both."""
     if why := why_not():
         pytest.skip(why)
     pytest.importorskip("ray", reason="needs lamina[ray]")
-    with Hosts(tmp_path_factory.mktemp("ray")) as made:
+    with Hosts() as made:
         yield made
 
 

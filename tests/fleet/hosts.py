@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -36,18 +37,18 @@ def why_not():
 class Hosts:
     """The hosts and, on each, a node of one Ray cluster with one processor."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         mark = secrets.token_hex(2)
         self.names = [f"lamina-{mark}-{n}" for n in range(len(ADDRESSES))]
         self._ends = [f"lm{mark}{n}" for n in range(len(ADDRESSES))]
-        self.folder = folder
+        self.folder = Path(tempfile.mkdtemp(prefix="lm-"))  # the names of sockets are short
         self.address = f"{ADDRESSES[0]}:{PORT}"
         self.environment = {
             **os.environ,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_TMPDIR": str(folder),
+            "RAY_TMPDIR": str(self.folder),
             "OMP_NUM_THREADS": "1",
         }
 
@@ -108,6 +109,14 @@ class Hosts:
             assert time.monotonic() < end, done.stdout + done.stderr
             time.sleep(0.5)
 
+    def lamina(self, home, *words):
+        """Begin a command on the first host, whose cluster is the one here."""
+        return subprocess.Popen(
+            self.command(0, BIN / "lamina", *words, "--ray", self.address),
+            env=self.environment | {"LAMINA_HOME": str(home)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
     def pids(self, host, title=""):
         """Processes of a host whose command line begins so."""
         said = subprocess.run(
@@ -132,3 +141,18 @@ class Hosts:
                         os.kill(pid, signal.SIGKILL)
                 time.sleep(0.1)
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def ended(process, seconds=300):
+    """Exit status, stdout and stderr of a command."""
+    out, said = process.communicate(timeout=seconds)
+    return process.returncode, out, said
+
+
+def until(condition, seconds=120):
+    """Wait for something."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)

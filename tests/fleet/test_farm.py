@@ -9,8 +9,7 @@ import pytest
 
 from lamina.flows import runs
 from lamina.store.layout import Store
-from tests.fleet.hosts import BIN
-from tests.fleet.test_train import ended, until
+from tests.fleet.hosts import BIN, ended, until
 from tests.flows.world import write_rows
 
 pytestmark = pytest.mark.slow
@@ -36,11 +35,7 @@ def write_jobs(home, names, *, steps=4, more=""):
 
 
 def begin(hosts, home, path):
-    return subprocess.Popen(
-        hosts.command(0, BIN / "lamina", "farm", path, "--ray", hosts.address, "--json"),
-        env=hosts.environment | {"LAMINA_HOME": str(home.root)},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    return hosts.lamina(home.root, "farm", path, "--json")
 
 
 def jobs_of(out):

@@ -4,14 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import time
 
 import pytest
 import torch
 
 from lamina.flows import runs
 from lamina.stack.compile import stored_factors
-from tests.fleet.hosts import BIN
+from tests.fleet.hosts import BIN, ended, until
 
 pytestmark = pytest.mark.slow
 
@@ -23,18 +22,7 @@ RECIPE = (
 
 def begin(hosts, store, name, *more, words=None):
     given = words or ("--data", store.root.parent / "rows.jsonl", "--as", name, *RECIPE)
-    return subprocess.Popen(
-        hosts.command(
-            0, BIN / "lamina", "train", *given, "--workers", 2, "--ray", hosts.address, *more
-        ),
-        env=hosts.environment | {"LAMINA_HOME": str(store.root)},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def ended(process):
-    out, said = process.communicate(timeout=300)
-    return process.returncode, out, said
+    return hosts.lamina(store.root, "train", *given, "--workers", 2, *more)
 
 
 def alone(store, name, steps):
@@ -67,13 +55,6 @@ def steps_of(store, name):
     """Steps that worker 0 has said."""
     with_name = [run for run in runs.all_runs(store) if run.spec.name == name]
     return [e["step"] for run in with_name for e in run.events() if e["event"] == "step"]
-
-
-def until(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_two_hosts_come_to_what_one_process_comes_to(hosts, home):

@@ -13,6 +13,8 @@ from lamina.flows.advise import Candidate, Tried, _epochs, _reason, _winner, adv
 from tests.flows.world import Said, write_rows
 from tests.stacks import BASE
 
+pytestmark = pytest.mark.slow  # whole verbs, again and again
+
 
 def tried(rank, loss, steps=9, lr=5e-4, spread=0.01, targets=("all-linear",)):
     """Twenty judges of ten tokens, around a loss."""
@@ -129,7 +131,6 @@ def test_rows_that_teach_nothing(store, data, monkeypatch):
         advise(store, [data], BASE, Said(), minutes=1, probe_minutes=0.001)
 
 
-@pytest.mark.slow
 def test_by_command(shared, data, tmp_path):
     recipe = tmp_path / "recipe.toml"
     options = ("--on", "pico", "--probe-minutes", 0.05, "--minutes", 0.1, "--apply", recipe)

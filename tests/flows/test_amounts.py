@@ -17,6 +17,8 @@ from lamina.stack.resolve import resolve
 from lamina.train import loop
 from tests.flows.world import Said, request, write_rows
 
+pytestmark = pytest.mark.slow  # whole verbs, again and again
+
 WAYS = {
     "plain": {"steps": None, "epochs": 2.0, "batch_tokens": 256},
     "steps": {"steps": 7, "batch_tokens": 128, "eval_every": 3},
@@ -84,7 +86,6 @@ def test_a_run_over_layers_says_what_old_rows_cost(store, tmp_path):
     assert (free.protect, free.guarded.tokens, free.said.tokens) == (False, 0, 0)
 
 
-@pytest.mark.slow
 def test_a_probe_measures_every_part_that_a_run_has(store, tmp_path):
     stack = resolve(store, "second")
     asked = request(write_rows(tmp_path / "new.jsonl"), "x")

@@ -13,6 +13,8 @@ from lamina.flows.squash import squash
 from lamina.stack.resolve import resolve
 from tests.flows.world import Said, learned, write_rows
 
+pytestmark = pytest.mark.slow  # whole verbs, again and again
+
 WHY = "it is a test"
 
 

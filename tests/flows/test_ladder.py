@@ -22,6 +22,8 @@ from tests.flows.deaths import report_of
 from tests.flows.world import Said, learned, write_rows
 from tests.pico import pico_base
 
+pytestmark = pytest.mark.slow  # whole verbs, again and again
+
 LONG = {"steps": 30, "eval_every": 10}
 
 
@@ -218,7 +220,6 @@ def test_a_refresh_that_fails_the_gate_moves_nothing_and_can_be_overridden(store
     assert str(done.named.name) == "second:v2"
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_kill_at_every_few_writes_and_refresh_again(store, tmp_path):
     newer(store, tmp_path)

@@ -34,6 +34,8 @@ from tests.flows.world import Said, learned, write_rows
 from tests.stacks import new_store, put_layer, random_factors
 from tests.tolerance import TOLERANCE
 
+pytestmark = pytest.mark.slow  # whole verbs, again and again
+
 HERE = Path(__file__).parents[2]
 PROMPTS = [list(range(8, 30)), [11, 250, 9, 9, 70]]
 
@@ -384,7 +386,6 @@ def test_merging_again_changes_nothing(store):
 # -- kill -9 ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_kill_at_every_few_writes_and_merge_again(store, tmp_path):
     report = report_of("tests.flows.merge_crash", store.root, tmp_path)

@@ -25,6 +25,8 @@ from tests.flows.world import Said, learned
 from tests.stacks import BASE, new_store
 from tests.tolerance import TOLERANCE
 
+pytestmark = pytest.mark.slow  # whole verbs, again and again
+
 KINDS = ("nf4", "int8")
 PROMPTS = [list(range(8, 30)), [11, 250, 9, 9, 70]]
 ANYHOW = {"accept_regression": "only its way is tested", "dtype": "float32"}

@@ -27,6 +27,8 @@ from tests.flows.deaths import report_of
 from tests.flows.world import Said, learned, write_rows
 from tests.stacks import new_store, put_layer, random_factors
 
+pytestmark = pytest.mark.slow  # whole verbs, again and again
+
 PROMPTS = [list(range(8, 30)), [11, 250, 9, 9, 70]]
 HERE = Path(__file__).parents[2]
 
@@ -298,7 +300,6 @@ def test_killed_after_the_name_moved_before_that_was_recorded(store, monkeypatch
     assert not [entry for entry in store.entries() if entry.digest == layer]  # the stack's alone
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_kill_at_every_write_and_squash_again(store, tmp_path):
     report = report_of("tests.flows.squash_crash", store.root, tmp_path)

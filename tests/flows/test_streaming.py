@@ -14,6 +14,8 @@ from lamina.stack.resolve import resolve
 from tests.flows.world import Said, learned, request, write_rows
 from tests.stacks import BASE, new_store
 
+pytestmark = pytest.mark.slow  # whole verbs, again and again
+
 ANYHOW = {"accept_regression": "only its way is tested"}
 
 

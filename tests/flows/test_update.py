@@ -26,6 +26,8 @@ from lamina.stack.resolve import resolve
 from tests.flows.world import Said, request, write_rows
 from tests.stacks import new_store
 
+pytestmark = pytest.mark.slow  # whole verbs, again and again
+
 
 def trained(store, data, name="mine", **fields):
     run = learn.prepare(store, request(data, name, **fields), Silent())
@@ -105,7 +107,6 @@ def test_an_update_takes_what_the_one_before_computed_of_old_rows(tmp_path):
     assert weights == expected
 
 
-@pytest.mark.slow
 def test_private_rows_leave_nothing_in_the_cache(tmp_path):
     store = new_store(tmp_path / "store", layers=3)
     trained(store, write_rows(tmp_path / "old.jsonl", 40), private=True)

@@ -22,6 +22,8 @@ from tests.flows.together import trained as trained_in_child
 from tests.flows.world import Said, harmful, learned, request, write_rows
 from tests.stacks import BASE, damage
 
+pytestmark = pytest.mark.slow  # whole verbs, again and again
+
 ONE, TWO = (f"sha256:{digit * 64}" for digit in "12")
 
 SPEC = runs.RunSpec(
@@ -390,7 +392,6 @@ def test_other_layers_offer_no_update(store, tmp_path):
 # -- processes -------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_two_equal_trainings_at_once_make_one_layer(store, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl")
     one, two = at_once(trained_in_child, *[(store.root, rows)] * 2)
@@ -412,7 +413,6 @@ def test_a_name_moves_once_when_two_ask_for_it_back(store, tmp_path):
     assert store.verify().clean
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_kill_at_every_write_and_ask_again(store, tmp_path):
     """The same command after a kill ends as if nothing had happened, whatever it finds."""

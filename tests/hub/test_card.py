@@ -31,6 +31,8 @@ from tests.flows.world import FIRST, learned
 from tests.stacks import BASE
 from tests.test_docs import faults, shown
 
+pytestmark = pytest.mark.slow  # whole verbs, again and again
+
 LICENCES = {
     "obligations": ["keep the notices [layer first by ann]"],
     "problems": [{"forbidden": False, "text": "layer second states no licence"}],

@@ -24,6 +24,8 @@ from tests.flows.world import Said
 from tests.imports.others import contents, factors, logits, same, taken
 from tests.stacks import base_model, new_store, put_layer, put_stack, random_factors
 
+pytestmark = pytest.mark.slow  # many files of many kinds
+
 FAMILIES = ("llama", "qwen3", "gemma3_text")
 
 

@@ -28,6 +28,8 @@ from tests.imports.others import (
 )
 from tests.stacks import base_model
 
+pytestmark = pytest.mark.slow  # many files of many kinds
+
 peft = pytest.importorskip("peft")
 FAMILIES = ("llama", "qwen3", "gemma3_text")
 

@@ -11,6 +11,8 @@ from tests.cli.program import Program
 from tests.share.conftest import config_with
 from tests.share.registries import running
 
+pytestmark = pytest.mark.slow  # whole verbs, again and again
+
 
 @pytest.fixture
 def other(tmp_path, monkeypatch, capsys):

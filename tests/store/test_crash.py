@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # kills at every write
+
 HERE = Path(__file__).parents[2]
 
 

@@ -49,13 +49,12 @@ def in_crew(size, make_job, asked=lambda rank: lambda: False):
     together = Together(size)
     members = [together.member(rank) for rank in range(size)]
     found, events = [None] * size, []
+    jobs = [make_job(rank) for rank in range(size)]  # transformers loads one model at a time
 
     def work(rank):
         listen = events.append if rank == 0 else None
         try:
-            found[rank] = loop.train(
-                make_job(rank), EventLog(None, listen), asked(rank), members[rank]
-            )
+            found[rank] = loop.train(jobs[rank], EventLog(None, listen), asked(rank), members[rank])
         except Exception as error:
             found[rank] = error
             if not isinstance(error, TrainInterrupted):

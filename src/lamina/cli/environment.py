@@ -3,6 +3,7 @@
 LAMINA_HOME    the store's folder (default: the platform's data folder)
 LAMINA_CONFIG  folder of keys, policy.toml and hardware.toml (default: the platform's config folder)
 LAMINA_AUTHOR  author recorded in the layers you train (default: none)
+RAY_ADDRESS    the Ray cluster of --workers and `lamina farm` where --ray names none
 OPENAI_API_KEY the key that `lamina arena` shows an endpoint (--key-variable names another)
 
 Credentials for registries are read where docker, podman and skopeo keep them: $REGISTRY_AUTH_FILE,
@@ -66,6 +67,11 @@ def _config() -> Path:
     if sys.platform == "win32":
         return Path(os.environ.get("APPDATA", Path.home() / "AppData" / "Roaming")) / "lamina"
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "lamina"
+
+
+def ray_address(given: str | None) -> str | None:
+    """The cluster's address; None for one of this machine's own."""
+    return given or os.environ.get("RAY_ADDRESS") or None
 
 
 def trust() -> "Trust":

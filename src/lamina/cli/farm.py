@@ -67,7 +67,7 @@ def farm(
             asked,
             board,
             should_stop,
-            address=ray,
+            address=environment.ray_address(ray),
             processors=processors,
             rates=environment.rates(),
         )

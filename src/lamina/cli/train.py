@@ -291,7 +291,9 @@ def finish(
     crew = None if workers is None else Size(workers)
     with stop_on_signals() as should_stop:
         try:
-            return learn.execute(store, run, reporter, should_stop, crew, ray)
+            return learn.execute(
+                store, run, reporter, should_stop, crew, environment.ray_address(ray)
+            )
         except KeyboardInterrupt:
             reporter.say(f"stopped at once; go on with: lamina train --resume {run.id}")
             raise

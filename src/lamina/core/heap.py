@@ -1,9 +1,10 @@
 """What libraries hold of memory without need: given back, or kept within bounds."""
 
 import ctypes
-import os
 from functools import cache
 from typing import Any
+
+from lamina.core.libraries import tell
 
 CODE = 64
 """Products whose code torch keeps. A step's products have 17 to 33 shapes, and others with every
@@ -27,8 +28,7 @@ def bound_code() -> None:
     Heard by a process that has not multiplied in bfloat16 yet, and by those that it starts. What
     the environment says already stays.
     """
-    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(name, str(CODE))
+    tell(dict.fromkeys(("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), str(CODE)))
 
 
 @cache

@@ -1,15 +1,16 @@
 """A Ray cluster to work on: one that is there, or one of this machine's own for a while."""
 
 import logging
-import os
 import secrets
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from lamina.core.errors import FleetError, MissingPartError, UsageError
+from lamina.core.libraries import told
 
 JOIN_SECONDS = 30
 """How long a cluster may take to answer."""
@@ -19,42 +20,49 @@ JOIN_SECONDS = 30
 def cluster(address: str | None = None) -> Iterator[Any]:
     """Ray, connected to the cluster at `address` for the length of a block.
 
-    Without an address to the one that RAY_ADDRESS names; where there is none, to a cluster of this
-    machine's own, which listens to nobody who lacks its token and ends with the block.
-    Raises FleetError where nothing answers, UsageError for what is no address, MissingPartError.
+    Without an address, to a cluster of this machine's own, which listens to nobody who lacks its
+    token and ends with the block. Raises FleetError where nothing answers, UsageError for what is
+    no address, MissingPartError.
     """
-    address = address or os.environ.get("RAY_ADDRESS")
+    settings = {
+        "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anybody
+        "RAY_raylet_start_wait_time_s": str(2 * JOIN_SECONDS),
+    }
     if address is not None:
         _knock(address)  # Ray itself waits for minutes
-    given = dict(os.environ)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", str(2 * JOIN_SECONDS))
-    if address is None:
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    ray = ray_itself()  # reads them when it is first imported
+        with told(settings), _connected(address, None) as ray:
+            yield ray
+        return
+    settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    with (
+        told(settings),
+        tempfile.TemporaryDirectory(prefix="lamina-ray-", ignore_cleanup_errors=True) as folder,
+        _connected(None, folder) as ray,
+    ):
+        yield ray
+
+
+@contextmanager
+def _connected(address: str | None, folder: str | None) -> Iterator[Any]:
+    ray = ray_itself()  # reads its settings when it is first imported
     try:
         try:
             ray.init(
                 address=address or "local",
                 namespace="lamina",
-                include_dashboard=False if address is None else None,
+                include_dashboard=None if address else False,
                 log_to_driver=False,
+                _temp_dir=folder,
                 configure_logging=True,
                 logging_level=logging.ERROR,
             )
         except (ConnectionError, RuntimeError, OSError, ValueError, TimeoutError) as error:
             where = f"the cluster at {address}" if address else "a cluster on this machine"
-            raise FleetError(
-                f"{where} does not answer: {_first_line(error)}",
-                hint=_HINT,
-            ) from None
+            raise FleetError(f"{where} does not answer: {_first_line(error)}", hint=_HINT) from None
         with redirect_stdout(sys.stderr):  # where Ray tells of dead workers
             yield ray
     finally:
         ray.shutdown()
-        for name in set(os.environ) - set(given):
-            del os.environ[name]
-        os.environ.update(given)
 
 
 def _knock(address: str) -> None:

@@ -4,7 +4,6 @@ A worker that dies takes the others' work down with it; they are started again, 
 left if there is no other, and take up what they find on disk. That is for the function to see to.
 """
 
-import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lamina.core.errors import FleetError, UsageError
+from lamina.core.libraries import tell
 from lamina.fleet.cluster import ray_itself
 
 POLL_SECONDS = 0.25
@@ -41,9 +41,9 @@ def together(
 ) -> Any:
     """What worker 0's call of `work` gives, on the cluster that Ray is connected to.
 
-    `folder`: for Ray's own notes, seen by all workers. `watch` is called again and again meanwhile,
-    in this thread. Raises FleetError when too many workers died, UsageError where the cluster is
-    too small.
+    `folder`: for Ray's own notes, seen by all workers; made here. `watch` is called again and again
+    meanwhile, in this thread. Raises FleetError when too many workers died, UsageError where the
+    cluster is too small.
     """
     ray = ray_itself()
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -119,7 +119,7 @@ def _name_interface() -> None:
     address = ray_itself().util.get_node_ip_address()
     for name, found in psutil.net_if_addrs().items():
         if any(each.address == address for each in found):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            tell({"GLOO_SOCKET_IFNAME": name})
 
 
 def _in_worker(config: dict[str, Any]) -> Any:

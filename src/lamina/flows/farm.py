@@ -6,6 +6,7 @@ stopped, or killed, goes on when it is asked again. Layers are those that `lamin
 as many threads, to the digest.
 """
 
+import itertools
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -28,10 +29,14 @@ from lamina.core.values import Value
 from lamina.fleet.cluster import cluster
 from lamina.fleet.pool import Done, Piece, spread
 from lamina.flows import runs
+from lamina.flows.elsewhere import Notes, store_of, told
 from lamina.store.layout import Store
 
-TICKET = ".run"
-"""How the file is called in which a job says which run it trains."""
+STOP, TICKET = "stop", ".run"
+"""Word that all are to stop; and the end of the name under which a job says which run it trains."""
+
+WATCHED = 100
+"""Jobs whose line is kept up to date while they run: nobody reads more, and each is a file."""
 
 
 class Job(Value):
@@ -115,9 +120,7 @@ def farm(
     The events of kind `job` have `name`, `text` and `done`: a line for each. Raises UsageError,
     FleetError; TrainInterrupted, once all that ran have saved, where it was asked to stop.
     """
-    folder = store.cache_dir / "ray" / runs.new_id("farm")
-    folder.mkdir(parents=True)
-    stop = folder / "stop"
+    notes = Notes.new(store, runs.new_id("farm"))
     seen: dict[str, str] = {}
 
     def tell(name: str, text: str, *, done: bool = False) -> None:
@@ -127,17 +130,17 @@ def farm(
 
     def watch() -> None:
         if should_stop():
-            stop.touch()
-        for job in jobs:
-            if (line := _line(store, folder / f"{job.name}{TICKET}")) is not None:
-                tell(job.name, line)
+            notes.leave(STOP)
+        for ticket in itertools.islice(notes.folder.glob(f"*{TICKET}"), WATCHED):
+            if (line := _line(store, ticket)) is not None:
+                tell(ticket.name.removesuffix(TICKET), line)
 
     pieces = [
         Piece(
             job.name,
-            {
-                "store": str(store.root),
-                "folder": str(folder),
+            told(store)
+            | {
+                "notes": str(notes.folder),
                 "job": job.model_dump(mode="json"),
                 "rates": rates.model_dump(mode="json") if rates else None,
             },
@@ -149,10 +152,10 @@ def farm(
         with cluster(address):
             for done in spread(_work, pieces, watch, processors=processors):
                 outcome = found[done.name] = _outcome(done)
-                (folder / f"{done.name}{TICKET}").unlink(missing_ok=True)
+                notes.take_back(f"{done.name}{TICKET}")
                 tell(done.name, f"{outcome.state}: {outcome.result}", done=True)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(notes.folder, ignore_errors=True)
     outcomes = [found[job.name] for job in jobs]
     if left := sum(outcome.state == "stopped" for outcome in outcomes):
         raise TrainInterrupted(
@@ -185,10 +188,9 @@ def _work(given: dict[str, Any]) -> dict[str, Any]:
     """One job, in a process that Ray has begun."""
     from lamina.flows import learn
 
-    folder = Path(given["folder"])
-    if (folder / "stop").exists():
+    notes = Notes(Path(given["notes"]))
+    if notes.read(STOP) is not None:
         return {"state": "stopped", "result": "not begun", "layer": None}
-    store = Store.open(Path(given["store"]))
     job = Job.parse(given["job"], "the job")
     request = learn.Request(
         on=job.on,
@@ -206,9 +208,10 @@ def _work(given: dict[str, Any]) -> dict[str, Any]:
     )
     run = None
     try:
+        store = store_of(given, Path(given["store"]) / "runs")
         run = learn.prepare(store, request, Silent(), go_on=True)
-        (folder / f"{job.name}{TICKET}").write_text(run.id, encoding="utf-8")
-        learned = learn.execute(store, run, Silent(), (folder / "stop").exists)
+        notes.leave(f"{job.name}{TICKET}", run.id)
+        learned = learn.execute(store, run, Silent(), (notes.folder / STOP).exists)
     except TrainInterrupted as error:
         return {"state": "stopped", "result": error.message, "layer": None}
     except StoreBusyError:
