@@ -26,6 +26,7 @@ def cluster(address: str | None = None) -> Iterator[Any]:
     """
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anybody
+        "RAY_DEDUP_LOGS": "0",  # what is held back is printed when stdout is ours again
         "RAY_raylet_start_wait_time_s": str(2 * JOIN_SECONDS),
     }
     if address is not None:
@@ -45,24 +46,28 @@ def cluster(address: str | None = None) -> Iterator[Any]:
 @contextmanager
 def _connected(address: str | None, folder: str | None) -> Iterator[Any]:
     ray = ray_itself()  # reads its settings when it is first imported
-    try:
+    with redirect_stdout(sys.stderr):  # where Ray tells of dead workers
         try:
-            ray.init(
-                address=address or "local",
-                namespace="lamina",
-                include_dashboard=None if address else False,
-                log_to_driver=False,
-                _temp_dir=folder,
-                configure_logging=True,
-                logging_level=logging.ERROR,
-            )
-        except (ConnectionError, RuntimeError, OSError, ValueError, TimeoutError) as error:
-            where = f"the cluster at {address}" if address else "a cluster on this machine"
-            raise FleetError(f"{where} does not answer: {_first_line(error)}", hint=_HINT) from None
-        with redirect_stdout(sys.stderr):  # where Ray tells of dead workers
+            _join(ray, address, folder)
             yield ray
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
+
+
+def _join(ray: Any, address: str | None, folder: str | None) -> None:
+    try:
+        ray.init(
+            address=address or "local",
+            namespace="lamina",
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            _temp_dir=folder,
+            configure_logging=True,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, OSError, ValueError, TimeoutError) as error:
+        where = f"the cluster at {address}" if address else "a cluster on this machine"
+        raise FleetError(f"{where} does not answer: {_first_line(error)}", hint=_HINT) from None
 
 
 def _knock(address: str) -> None:

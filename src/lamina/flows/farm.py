@@ -208,7 +208,7 @@ def _work(given: dict[str, Any]) -> dict[str, Any]:
     )
     run = None
     try:
-        store = store_of(given, Path(given["store"]) / "runs")
+        store = store_of(given, notes.folder)
         run = learn.prepare(store, request, Silent(), go_on=True)
         notes.leave(f"{job.name}{TICKET}", run.id)
         learned = learn.execute(store, run, Silent(), (notes.folder / STOP).exists)

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from lamina.core.digest import Digest
 from lamina.core.errors import StoreBusyError, UnknownNameError, UsageError
-from lamina.core.files import atomic_directory, atomic_write
+from lamina.core.files import TEMP_PREFIX, atomic_directory, atomic_write
 from lamina.core.manifests import (
     ExamSpec,
     Origin,
@@ -292,7 +292,8 @@ def moment() -> str:
 
 def all_runs(store: Store) -> list[Run]:
     """Every run, oldest first. Raises UsageError when one is damaged."""
-    found = [Run(path.parent) for path in store.runs_dir.glob(f"*/{SPEC}")]
+    folders = (path.parent for path in store.runs_dir.glob(f"*/{SPEC}"))
+    found = [Run(each) for each in folders if not each.name.startswith(TEMP_PREFIX)]
     return sorted(found, key=lambda run: (run.spec.created, run.id))
 
 
