@@ -17,7 +17,7 @@ from pathlib import Path
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 6379
 BIN = Path(sys.executable).parent
-UP_SECONDS = 90
+UP_SECONDS = 180
 
 
 def why_not():
@@ -144,13 +144,13 @@ class Hosts:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def ended(process, seconds=300):
+def ended(process, seconds=600):
     """Exit status, stdout and stderr of a command."""
     out, said = process.communicate(timeout=seconds)
     return process.returncode, out, said
 
 
-def until(condition, seconds=120):
+def until(condition, seconds=300):
     """Wait for something."""
     end = time.monotonic() + seconds
     while not condition():

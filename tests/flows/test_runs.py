@@ -4,6 +4,7 @@ import pytest
 
 from lamina.core.errors import StoreBusyError, TrainInterrupted, UnknownNameError, UsageError
 from lamina.core.evidence import NAMING_TYPE, NamingEvidence
+from lamina.core.files import TEMP_PREFIX
 from lamina.core.names import Name
 from lamina.flows import job, learn, naming, runs
 from lamina.flows.inventory import history
@@ -161,6 +162,14 @@ def test_runs_that_know_only_their_second_come_before_what_that_second_made(stor
         spec = run.spec.model_copy(update={"created": created})
         (run.directory / runs.SPEC).write_bytes(spec.to_bytes())
     assert [run.id for run in runs.all_runs(store)][:2] == [one.id, two.id]
+
+
+def test_a_run_that_is_being_written_is_none_yet(store, run):
+    before = [each.id for each in runs.all_runs(store)]
+    half = run.directory.with_name(f"{TEMP_PREFIX}{run.id}-0123")
+    half.mkdir()
+    (half / runs.SPEC).write_bytes(run.spec.to_bytes()[:20])
+    assert [each.id for each in runs.all_runs(store)] == before
 
 
 def test_a_torn_last_event_is_left_out(store, run):
