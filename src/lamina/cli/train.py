@@ -158,6 +158,8 @@ def train(
     checkpoint. Where nothing changed since the last time (rows, options, stack beneath, lamina
     itself) the layer that is there is kept, in a second.
     """
+    if ray is not None and workers is None:
+        raise UsageError("--ray needs --workers", hint="say how many: --workers 4")
     overrides = {
         "rank": rank,
         "ranks": module_ranks(module_rank),
@@ -279,15 +281,10 @@ def finish(
     workers: int | None = None,
     ray: str | None = None,
 ) -> "Learned":
-    """Train a run to its end; a signal stops it after a step, a second one at once.
-
-    Raises UsageError for a cluster without --workers.
-    """
+    """Train a run to its end; a signal stops it after a step, a second one at once."""
     from lamina.fleet.crew import Size
     from lamina.flows import learn
 
-    if ray is not None and workers is None:
-        raise UsageError("--ray needs --workers", hint="say how many: --workers 4")
     crew = None if workers is None else Size(workers)
     with stop_on_signals() as should_stop:
         try:
