@@ -17,6 +17,11 @@ PARTS = {"rebase": ("sibling", "family")}
 """Keys that a row lacks where only the other part was measured."""
 
 
+def _gain(row: dict[str, Any]) -> float:
+    speeds: dict[str, float] = row["tokens_per_second"]
+    return speeds["two"] / speeds["one"]
+
+
 def newest(name: str) -> dict[str, Any] | None:
     """The last row of a benchmark, None where there is none.
 
@@ -88,6 +93,19 @@ def benchmark_table() -> str:
             f"{r['first_s']:.0f} s ({r['tokens']:,} tokens, {r['tokens_per_second']:.0f} a second, "
             f"{r['share']['steps']:.0%} of the time in steps); {r['again_s']:.1f} s; "
             f"{r['edited_s']:.0f} s; {r['updated_s']:.0f} s"
+        ),
+    )
+    add(
+        "two workers on two hosts beside one: an update's largest difference (float32), tokens/s, "
+        "megabytes a step beside the factors'; layers farmed on two processors beside one after "
+        "another; kill -9 of workers, jobs and farms, and what was lost",
+        "ray",
+        lambda r: (
+            f"{r['dp_max_rel']:.1e}; {_gain(r['together']['bfloat16']):.1f} times in bfloat16, "
+            f"{_gain(r['together']['float32']):.1f} in float32; {r['bytes_per_step'] / 1e6:.1f} "
+            f"beside {r['together']['float32']['factors_bytes'] / 1e6:.1f}; {r['farm']['layers']} "
+            f"in {r['farm']['farm_s']:.0f} and {r['farm']['serial_s']:.0f} s; {r['killed']}, "
+            f"{r['lost']} lost"
         ),
     )
     add(
