@@ -56,6 +56,16 @@ def test_only_the_cli_reads_the_environment(file):
         assert name not in {"environ", "getenv", "environb", "putenv", "expandvars"}, node.lineno
 
 
+def test_what_tells_libraries_reads_nothing_of_the_environment():
+    """Nothing but whether a name is set."""
+    used = set()
+    for node in ast.walk(tree(SOURCE / "core" / "libraries.py")):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "os.environ":
+            used.add(node.attr)
+        assert not (isinstance(node, ast.Subscript) and ast.unparse(node.value) == "os.environ")
+    assert used == {"setdefault", "update", "pop"}
+
+
 def test_nothing_below_the_cli_prints_or_exits(file):
     if file.parent == SOURCE / "cli":
         return

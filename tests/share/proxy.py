@@ -130,10 +130,8 @@ class Proxy:
         host = f"127.0.0.1:{self.upstream}".encode()
         head = head.replace(host, f"127.0.0.1:{self.port}".encode())  # Location
         if fault == "cut":
-            kept = place % (2 * len(head))
-            client.sendall(head[:kept])
-            if kept >= len(head):
-                self._copy(reader, client, min(length, place))
+            client.sendall(head[: place % (2 * len(head))])
+            self._copy(reader, client, min(length, place))
             return False
         if fault == "longer" and length:
             client.sendall(_LENGTH.sub(lambda m: m[1] + str(int(m[2]) + 100).encode(), head))

@@ -14,6 +14,8 @@ from lamina.core.libraries import told
 
 JOIN_SECONDS = 30
 """How long a cluster may take to answer."""
+POLL_SECONDS = 0.25
+"""How often whoever waits for work is asked whether to go on."""
 
 
 @contextmanager
@@ -102,3 +104,14 @@ def ray_itself() -> Any:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0][:300] or type(error).__name__
+
+
+def last_line(error: BaseException) -> str:
+    """What went wrong, of a traceback that came from elsewhere."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]
+
+
+def processors(ray: Any) -> list[int]:
+    """Of each machine that is there."""
+    return [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]

@@ -5,17 +5,15 @@ left if there is no other, and take up what they find on disk. That is for the f
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lamina.core.errors import FleetError, UsageError
 from lamina.core.libraries import tell
-from lamina.fleet.cluster import ray_itself
+from lamina.fleet.cluster import POLL_SECONDS, last_line, processors, ray_itself
 
-POLL_SECONDS = 0.25
-"""How often the watcher is asked."""
 SILENT_SECONDS = 600
 """A worker from which nothing has come for so long is given up by the others."""
 
@@ -49,15 +47,14 @@ def together(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    has = ray.cluster_resources()
-    gpus, cpus = int(has.get("GPU", 0)), int(has.get("CPU", 0))
-    each = gpus // size.workers if gpus else cpus // size.workers
-    if each < 1:
+    gpus, machines = int(ray.cluster_resources().get("GPU", 0)), processors(ray)
+    threads = threads_of(machines, size.workers)
+    if not threads or 0 < gpus < size.workers:
         raise UsageError(
-            f"{size.workers} workers are more than this cluster has processors ({cpus})",
+            f"{size.workers} workers are more than this cluster has "
+            + (f"GPUs ({gpus})" if gpus and threads else f"processors ({sum(machines)})"),
             hint="give fewer --workers, or add machines: ray start --address=…",
         )
-    threads = max(1, cpus // size.workers)
     trainer = TorchTrainer(
         _in_worker,
         train_loop_config={"work": work, "given": dict(given), "threads": threads},
@@ -86,12 +83,20 @@ def together(
     while thread.is_alive():
         thread.join(POLL_SECONDS)
         watch()
-    if "error" in ended:
+    if (error := ended.get("error")) is not None:
+        first = next(iter((getattr(error, "worker_failures", None) or {}).values()), error)
         raise FleetError(
-            f"the workers did not come to an end: {_reason(ended['error'])}",
+            f"the workers did not come to an end: {last_line(first)}",
             hint="what they had saved is kept",
-        ) from ended["error"]
+        ) from error
     return ended["value"]
+
+
+def threads_of(machines: Sequence[int], workers: int) -> int:
+    """The most processors that each of so many workers can have, none of them spread over two
+    machines; 0 where there are too few."""
+    ways = range(max(machines, default=0), 0, -1)
+    return next((n for n in ways if sum(has // n for has in machines) >= workers), 0)
 
 
 def _joined(backend: str) -> Any:
@@ -128,11 +133,3 @@ def _in_worker(config: dict[str, Any]) -> Any:
 
     torch.set_num_threads(config["threads"])
     return config["work"](config["given"])
-
-
-def _reason(error: BaseException) -> str:
-    """The last line that says what went wrong, of a worker's if there is one."""
-    failures = getattr(error, "worker_failures", None) or {}
-    found = next(iter(failures.values()), error)
-    lines = [line.strip() for line in str(found).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(found).__name__)[:300]

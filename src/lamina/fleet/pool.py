@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lamina.core.errors import UsageError
-from lamina.fleet.cluster import ray_itself
+from lamina.fleet.cluster import POLL_SECONDS, last_line, ray_itself
+from lamina.fleet.cluster import processors as machines
 
-POLL_SECONDS = 0.25
-"""How often the watcher is asked."""
 TRIES = 3
 """Times that a piece is begun before it is given up."""
 
@@ -53,13 +52,11 @@ def spread(
     Raises UsageError where no machine has so many processors.
     """
     ray = ray_itself()
-    most = max(
-        (node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0
-    )
+    most = max(machines(ray), default=0)
     if processors > most:
         raise UsageError(
             f"no machine of this cluster has {processors} processors for one piece of work",
-            hint=f"the largest has {most:.0f}",
+            hint=f"the largest has {most}",
         )
     remote = ray.remote(num_cpus=processors, max_retries=0)(_in_task)
     began: dict[str, float] = {}
@@ -81,7 +78,7 @@ def spread(
                 if tries < TRIES:
                     running[begin(piece)] = piece, tries + 1
                     continue
-                fault = _reason(error)
+                fault = last_line(error)
             seconds = time.perf_counter() - began[piece.name]
             yield Done(piece.name, value, fault, tries, seconds)
 
@@ -91,8 +88,3 @@ def _in_task(work: Work, given: dict[str, Any], threads: int) -> Any:
 
     torch.set_num_threads(threads)
     return work(given)
-
-
-def _reason(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300]

@@ -30,8 +30,8 @@ def train_together(
     should_stop: Callable[[], bool],
     size: Size,
     address: str | None,
-) -> runs.RunResult:
-    """Train a run, which the caller has locked, in several workers: what it made, unnamed.
+) -> None:
+    """Train a run, which the caller has locked, in several workers; nothing is named yet.
 
     Killed workers are begun again from the last checkpoint, up to `size.deaths` of them. Raises
     what training alone raises, FleetError, UsageError where the cluster is too small.
@@ -73,9 +73,6 @@ def train_together(
             "stopped; nothing is lost",
             hint=f"go on with: lamina train --resume {run.id} --workers {size.workers}",
         )
-    result = run.result
-    assert result is not None
-    return result
 
 
 def _work(given: dict[str, Any]) -> str:

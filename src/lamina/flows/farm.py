@@ -192,20 +192,9 @@ def _work(given: dict[str, Any]) -> dict[str, Any]:
     if notes.read(STOP) is not None:
         return {"state": "stopped", "result": "not begun", "layer": None}
     job = Job.parse(given["job"], "the job")
-    request = learn.Request(
-        on=job.on,
-        data=job.data,
-        name=job.name,
-        recipe=job.recipe,
-        format=job.format,
-        skip_bad=job.skip_bad,
-        private=job.private,
-        licence=job.licence,
-        author=job.author,
-        exam_files=job.exam,
-        accept_regression=job.accept_regression,
-        rates=Rates.parse(given["rates"], "the rates") if given["rates"] else None,
-    )
+    fields = dict(job)
+    rates = Rates.parse(given["rates"], "the rates") if given["rates"] else None
+    request = learn.Request(exam_files=fields.pop("exam"), rates=rates, **fields)
     run = None
     try:
         store = store_of(given, notes.folder)

@@ -105,6 +105,8 @@ class Registry:
         said = answer.headers.get("Docker-Content-Digest") or by_digest
         if said and said != digest_bytes(data):
             raise DroppedError(f"{self.ref.host} says {said}, but {digest_bytes(data)} came")
+        if "Content-Type" not in answer.headers:  # all have one
+            raise DroppedError(f"{self.ref.host} does not say what {target} is")
         return data, answer.headers.get("Content-Type", "").partition(";")[0].strip()
 
     def head_manifest(self, target: str) -> str | None:
