@@ -8,8 +8,9 @@ processes are real. Needs root.
   `bytes_per_step`: what each worker puts into sums, over what the factors weigh as float32.
 - `farm`: `--jobs` small layers by `lamina farm` on two processors, and by `lamina train` one after
   another on one; the same work.
-- `kills`: `kill -9` of a worker, of a job's process, and of the farm's own process. `lost`: jobs
-  without a name and runs without a layer at the end, blobs that do not verify.
+- `kills`: `kill -9` of a worker, of a job's and of a trial's process, and of the farm's and the
+  sweep's own. `lost`: jobs without a name and runs without a layer at the end, trials that neither
+  landed nor were ended early, blobs that do not verify.
 """
 
 import json
@@ -188,9 +189,37 @@ def kills(hosts: Hosts, store: Store, folder: Path, rounds: int) -> dict[str, An
         lost += said["name"] is None
         done = [event["step"] for event in steps(store, name)]
         twice += len(done) - len(set(done))
+        more = killed_sweep(hosts, store, folder, number, COMMON | recipe)
+        killed, lost = killed + more[0], lost + more[1]
         say(f"round {number + 1}: {killed} killed, {lost} lost")
     lost += not store.verify().clean
     return {"killed": killed, "lost": lost, "steps_taken_twice": twice}
+
+
+def killed_sweep(
+    hosts: Hosts, store: Store, folder: Path, number: int, recipe: dict[str, Any]
+) -> tuple[int, int]:
+    """Kill a trial's process, then the sweep's own; (killed, trials and names lost)."""
+    name = f"swept-{number}"
+    write_rows(folder / f"{name}.jsonl", 24, number)
+    keys = ", ".join(f"{key} = {json.dumps(value)}" for key, value in recipe.items())
+    path = folder / f"{name}.toml"
+    path.write_text(
+        f'name = "{name}"\non = "{BASE}"\ndata = ["{name}.jsonl"]\n'
+        f'accept_regression = "a benchmark"\nrecipe = {{ {keys} }}\n'
+        "[search]\nlr = [5e-4, 6e-4, 7e-4]\n"
+    )
+    process = hosts.lamina(store.root, "sweep", path, "--json")
+    until(lambda: len(steps(store, name)) > 3, 300)
+    victims = hosts.pids(number % 2, "ray::ImplicitFunc")
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: len(steps(store, name)) > 8, 300)
+    process.kill()
+    process.wait()
+    made = said_by(hosts.lamina(store.root, "sweep", path, "--json"))
+    lost = sum(each["state"] not in ("landed", "ended early") for each in made["trials"])
+    return len(victims) + 1, lost + (made["name"] is None) + 3 - len(made["trials"])
 
 
 def main() -> None:

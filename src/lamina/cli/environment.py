@@ -70,8 +70,9 @@ def _config() -> Path:
 
 
 def ray_address(given: str | None) -> str | None:
-    """The cluster's address; None for one of this machine's own."""
-    return given or os.environ.get("RAY_ADDRESS") or None
+    """The cluster's address; None for one of this machine's own, which `local` asks for."""
+    address = given or os.environ.get("RAY_ADDRESS") or None
+    return None if address == "local" else address
 
 
 def trust() -> "Trust":

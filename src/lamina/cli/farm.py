@@ -1,19 +1,15 @@
 """`lamina farm`: many layers at once."""
 
-import sys
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lamina.cli import environment, options
-from lamina.cli.display import Terminal
 from lamina.cli.output import print_json, print_text
 from lamina.cli.train import stop_on_signals
 from lamina.core.errors import UsageError
-from lamina.core.plain import shown_in_line
 
 if TYPE_CHECKING:
     from lamina.flows.farm import Outcome
@@ -27,9 +23,7 @@ def register(app: typer.Typer) -> None:
 def farm(
     jobs: Annotated[Path, typer.Argument(metavar="JOBS.toml", help="The file of jobs.")],
     ray: options.RayAddress = None,
-    processors: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Processors of each job.")
-    ] = 1,
+    processors: options.Processors = 1,
     json: options.Json = False,
 ) -> None:
     """Train many layers at once on a Ray cluster, each through its own gate.
@@ -56,12 +50,13 @@ def farm(
     at most. Ctrl-C saves all; the same command goes on. Exit code 1 where a job has no name at the
     end. Other keys of a job: exam, format, skip_bad, private, licence, author, accept_regression.
     """
+    from lamina.cli.board import shown
     from lamina.flows import farm as flow
 
-    table = _table(jobs)
+    table = read_table(jobs)
     asked = flow.read(table, jobs.absolute().parent, str(jobs))
-    store, board = environment.open_store(), Board()
-    with stop_on_signals() as should_stop:
+    store = environment.open_store()
+    with shown() as board, stop_on_signals() as should_stop:
         found = flow.farm(
             store,
             asked,
@@ -74,38 +69,12 @@ def farm(
     show(found, as_json=json)
 
 
-def _table(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> dict[str, Any]:
+    """A file in TOML. Raises UsageError."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"jobs {path} cannot be read: {error}") from None
-
-
-class Board(Terminal):
-    """A line for each job: rewritten in place in a terminal, once at its end elsewhere."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._lines: dict[str, str] = {}
-
-    def event(self, event: Mapping[str, Any]) -> None:
-        """Show a job's line."""
-        if event["event"] != "job":
-            super().event(event)
-            return
-        name, text = event["name"], str(event["text"]).partition("\n")[0]
-        line = shown_in_line(f"{name}: {text}")
-        if not sys.stderr.isatty():
-            if event["done"]:
-                sys.stderr.write(line + "\n")
-                sys.stderr.flush()
-            return
-        if name not in self._lines:
-            sys.stderr.write("\n")
-        self._lines[name] = line
-        up = len(self._lines) - list(self._lines).index(name)
-        sys.stderr.write(f"\033[{up}A\r\033[K{line}\033[{up}B\r")
-        sys.stderr.flush()
+        raise UsageError(f"{path} cannot be read: {error}") from None
 
 
 def show(found: "list[Outcome]", *, as_json: bool) -> None:

@@ -36,9 +36,21 @@ RayAddress = Annotated[
     typer.Option(
         "--ray",
         metavar="ADDRESS",
-        help="The Ray cluster, such as 10.0.0.1:6379 (default: $RAY_ADDRESS, else one of this "
-        "machine's own for as long as it takes).",
+        help="The Ray cluster, such as 10.0.0.1:6379; `local`: one of this machine's own for as "
+        "long as it takes (default: $RAY_ADDRESS, else local).",
     ),
+]
+SpreadOver = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Spread the work over this Ray cluster, such as 10.0.0.1:6379 (needs lamina[ray]); "
+        "`local`: over this machine's processors.",
+    ),
+]
+Processors = Annotated[
+    int, typer.Option("--processors", metavar="N", min=1, help="Processors of each piece of work.")
 ]
 AcceptRegression = Annotated[
     str | None,

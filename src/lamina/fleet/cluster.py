@@ -28,6 +28,7 @@ def cluster(address: str | None = None) -> Iterator[Any]:
     """
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anybody
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # files that nobody reads
         "RAY_DEDUP_LOGS": "0",  # what is held back is printed when stdout is ours again
         "RAY_raylet_start_wait_time_s": str(2 * JOIN_SECONDS),
     }
@@ -115,3 +116,8 @@ def last_line(error: BaseException) -> str:
 def processors(ray: Any) -> list[int]:
     """Of each machine that is there."""
     return [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+
+
+def gpus(ray: Any) -> int:
+    """Of the cluster. Where it has some, each process gets one: Ray hides them from all others."""
+    return int(ray.cluster_resources().get("GPU", 0))

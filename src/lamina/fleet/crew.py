@@ -12,7 +12,7 @@ from typing import Any
 
 from lamina.core.errors import FleetError, UsageError
 from lamina.core.libraries import tell
-from lamina.fleet.cluster import POLL_SECONDS, last_line, processors, ray_itself
+from lamina.fleet.cluster import POLL_SECONDS, gpus, last_line, processors, ray_itself
 
 SILENT_SECONDS = 600
 """A worker from which nothing has come for so long is given up by the others."""
@@ -47,12 +47,12 @@ def together(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    gpus, machines = int(ray.cluster_resources().get("GPU", 0)), processors(ray)
+    cards, machines = gpus(ray), processors(ray)
     threads = threads_of(machines, size.workers)
-    if not threads or 0 < gpus < size.workers:
+    if not threads or 0 < cards < size.workers:
         raise UsageError(
             f"{size.workers} workers are more than this cluster has "
-            + (f"GPUs ({gpus})" if gpus and threads else f"processors ({sum(machines)})"),
+            + (f"GPUs ({cards})" if cards and threads else f"processors ({sum(machines)})"),
             hint="give fewer --workers, or add machines: ray start --address=…",
         )
     trainer = TorchTrainer(
@@ -60,15 +60,15 @@ def together(
         train_loop_config={"work": work, "given": dict(given), "threads": threads},
         scaling_config=ScalingConfig(
             num_workers=(min(size.least, size.workers), size.workers),
-            use_gpu=bool(gpus),
-            resources_per_worker={"CPU": threads} | ({"GPU": 1} if gpus else {}),
+            use_gpu=bool(cards),
+            resources_per_worker={"CPU": threads} | ({"GPU": 1} if cards else {}),
         ),
         run_config=RunConfig(
             name="crew",
             storage_path=str(folder),
             failure_config=FailureConfig(max_failures=size.deaths),
         ),
-        torch_config=_joined("cpu:gloo,cuda:nccl" if gpus else "gloo"),
+        torch_config=_joined("cpu:gloo,cuda:nccl" if cards else "gloo"),
     )
     ended: dict[str, Any] = {}
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lamina.core.errors import UsageError
-from lamina.fleet.cluster import POLL_SECONDS, last_line, ray_itself
+from lamina.fleet.cluster import POLL_SECONDS, gpus, last_line, ray_itself
 from lamina.fleet.cluster import processors as machines
 
 TRIES = 3
@@ -47,18 +47,14 @@ def spread(
 ) -> Iterator[Done]:
     """Every piece as it ends, on the cluster that Ray is connected to.
 
-    Each gets so many `processors`. `watch` is called again and again meanwhile, in this thread. A
-    function that raises, and a process that dies, are begun again up to `TRIES` times.
+    Each gets so many `processors`, and a GPU where there are any. `watch` is called again and again
+    meanwhile, in this thread. A function that raises, and a process that dies, are begun again up
+    to `TRIES` times.
     Raises UsageError where no machine has so many processors.
     """
     ray = ray_itself()
-    most = max(machines(ray), default=0)
-    if processors > most:
-        raise UsageError(
-            f"no machine of this cluster has {processors} processors for one piece of work",
-            hint=f"the largest has {most}",
-        )
-    remote = ray.remote(num_cpus=processors, max_retries=0)(_in_task)
+    room_for(ray, processors)
+    remote = ray.remote(num_cpus=processors, num_gpus=min(gpus(ray), 1), max_retries=0)(_in_task)
     began: dict[str, float] = {}
 
     def begin(piece: Piece) -> Any:
@@ -81,6 +77,16 @@ def spread(
                 fault = last_line(error)
             seconds = time.perf_counter() - began[piece.name]
             yield Done(piece.name, value, fault, tries, seconds)
+
+
+def room_for(ray: Any, processors: int) -> None:
+    """See that a machine has so many. Raises UsageError."""
+    most = max(machines(ray), default=0)
+    if processors > most:
+        raise UsageError(
+            f"no machine of this cluster has {processors} processors for one piece of work",
+            hint=f"the largest has {most}",
+        )
 
 
 def _in_task(work: Work, given: dict[str, Any], threads: int) -> Any:

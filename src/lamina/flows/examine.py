@@ -182,6 +182,13 @@ def on_record(store: Store, stack: str, *, own: bool) -> dict[tuple[str, str, in
     }
 
 
+def unanswered(store: Store, stack: ResolvedStack, exams: Sequence[Exam]) -> list[Exam]:
+    """The exams, each once, whose questions are at hand and that the stack has not sat here."""
+    known = on_record(store, stack.digest, own=True)
+    asked = {_key(exam): exam for exam in exams if exam.items is not None}
+    return [exam for key, exam in asked.items() if key not in known]
+
+
 def _key(exam: Exam) -> tuple[str, str, int]:
     return exam.digest, exam.spec.scorer, exam.spec.max_new_tokens
 
@@ -204,13 +211,21 @@ def examine_stack(
     fresh: bool = False,
 ) -> Examination:
     """Every exam of every layer and of `files`, compared with the parent or `against`."""
-    stack = resolve(store, text)
-    other = resolve(store, against) if against else parent_of(store, stack)
-    exams = carried(store, stack.layers) + [exam for f in files for exam in from_file(f)]
+    stack, other, exams = asked_of(store, text, against, files)
     results = sit(store, stack, exams, reporter, fresh=fresh)
     before = sit(store, other, exams, reporter, fresh=fresh) if other else []
     inherited = exams if against else carried(store, stack.layers[:-1])
     return _examination(stack, results, before, inherited, other)
+
+
+def asked_of(
+    store: Store, text: str, against: str | None = None, files: Sequence[str] = ()
+) -> tuple[ResolvedStack, ResolvedStack | None, list[Exam]]:
+    """A stack, what it is compared with, and the exams that both sit."""
+    stack = resolve(store, text)
+    other = resolve(store, against) if against else parent_of(store, stack)
+    exams = carried(store, stack.layers) + [exam for f in files for exam in from_file(f)]
+    return stack, other, exams
 
 
 def examine_for_gate(

@@ -9,7 +9,7 @@ as many threads, to the digest.
 import itertools
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from lamina.core.report import Reporter, Silent
 from lamina.core.values import Value
 from lamina.fleet.cluster import cluster
 from lamina.fleet.pool import Done, Piece, spread
-from lamina.flows import runs
+from lamina.flows import learn, runs
 from lamina.flows.elsewhere import Notes, store_of, told
 from lamina.store.layout import Store
 
@@ -100,9 +100,24 @@ def _job(defaults: Mapping[str, Any], fields: Any, folder: Path, source: str) ->
     own = {"recipe": {**defaults.get("recipe", {}), **fields.get("recipe", {})}}
     job = Job.parse({**defaults, **fields, **own}, source)
     Name(job.name)
-    data = tuple(str(folder / each) if (folder / each).exists() else each for each in job.data)
     exam = tuple(str(folder / each) for each in job.exam)
-    return job.model_copy(update={"data": data, "exam": exam})
+    return job.model_copy(update={"data": located(job.data, folder), "exam": exam})
+
+
+def located(data: Sequence[str], folder: Path) -> tuple[str, ...]:
+    """Files of rows as they lie in `folder`; what lies nowhere there stays as it is (`hf:…`)."""
+    return tuple(str(folder / each) if (folder / each).exists() else each for each in data)
+
+
+def request_of(job: Job, rates: Any, beside: Sequence[str] = ()) -> learn.Request:
+    """What `lamina train` would be asked; `rates` as their dump, None for none."""
+    fields = dict(job)
+    return learn.Request(
+        exam_files=fields.pop("exam"),
+        rates=Rates.parse(rates, "the rates") if rates else None,
+        beside=beside,
+        **fields,
+    )
 
 
 def farm(
@@ -186,15 +201,11 @@ def _line(store: Store, ticket: Path) -> str | None:
 
 def _work(given: dict[str, Any]) -> dict[str, Any]:
     """One job, in a process that Ray has begun."""
-    from lamina.flows import learn
-
     notes = Notes(Path(given["notes"]))
     if notes.read(STOP) is not None:
         return {"state": "stopped", "result": "not begun", "layer": None}
     job = Job.parse(given["job"], "the job")
-    fields = dict(job)
-    rates = Rates.parse(given["rates"], "the rates") if given["rates"] else None
-    request = learn.Request(exam_files=fields.pop("exam"), rates=rates, **fields)
+    request = request_of(job, given["rates"])
     run = None
     try:
         store = store_of(given, notes.folder)

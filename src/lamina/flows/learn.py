@@ -1,7 +1,7 @@
 """`lamina train`: data -> tokens -> training -> layer -> store -> stack -> exam -> gate -> name."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lamina.core.digest import short
@@ -16,7 +16,7 @@ from lamina.data import seen
 from lamina.data.example import Example
 from lamina.data.exams import default_scorers
 from lamina.data.read import Dataset, read
-from lamina.data.split import split
+from lamina.data.split import Split, split
 from lamina.fleet.crew import Size
 from lamina.flows import rehearsal, runs, seen_rows, work
 from lamina.flows.examine import Examination, current, examine_for_gate
@@ -53,6 +53,9 @@ class Request:
     """Bytes that training may take; None: what the machine has."""
     rates: Rates | None = None
     """What the machine costs, for the layer's cost on record."""
+    beside: Sequence[str] = ()
+    """Further files, whose held-out rows are asked as well and whose others are left alone: layers
+    of several mixtures of data sit one exam."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def prepare(store: Store, request: Request, reporter: Reporter, *, go_on: bool =
     )
     for fault in dataset.bad:
         reporter.say(f"skipped {fault.file}:{fault.line}: {fault.reason}")
-    parts = split(dataset.examples, request.recipe.held_out, request.recipe.held_out_max)
+    parts = _split(dataset, request)
     reporter.say(
         f"{len(dataset.examples)} rows ({dataset.format}): {len(parts.train)} to train on, "
         f"{len(parts.held_out)} held out"
@@ -116,6 +119,16 @@ def prepare(store: Store, request: Request, reporter: Reporter, *, go_on: bool =
     if grown := _growth(store, current(store, spec.name), spec, marks):
         reporter.say(grown.offer(request.data))
     return runs.write(store.runs_dir / spec.id, spec, files)
+
+
+def _split(dataset: Dataset, request: Request) -> Split:
+    """The rows to train on, which are the dataset's, and those to hold out."""
+    share, most = request.recipe.held_out, request.recipe.held_out_max
+    if not request.beside:
+        return split(dataset.examples, share, most)
+    whole = read((*request.data, *request.beside), format=request.format, skip_bad=request.skip_bad)
+    parts, own = split(whole.examples, share, most), set(map(seen.mark, dataset.examples))
+    return replace(parts, train=tuple(row for row in parts.train if seen.mark(row) in own))
 
 
 def spec_of(
