@@ -28,7 +28,7 @@ class Answer:
         self, request: Request, listener: Listener, layers: Sequence[Future[Loaded]]
     ) -> None:
         self.request, self.listener = request, listener
-        self.tokens = list(request.prompt)
+        self.tokens = [*request.prompt, *request.said]
         self.computed = 0
         """Tokens whose keys and values are in the cache."""
         self.blocks: list[int] = []
@@ -37,6 +37,8 @@ class Answer:
         self.cancelled = threading.Event()
         self._layers = layers
         self._drawer = Drawer(request.sampling, request.prompt)
+        for token in request.said:
+            self._drawer.took(token)
         self._node = 0
         self._remembered = 0
         """Blocks that the prefix tree knows of."""

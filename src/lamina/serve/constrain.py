@@ -29,8 +29,10 @@ _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator
 class GrammarState:
     """A `request.Constraint`: what one answer may say next."""
 
-    def __init__(self, matcher: "LLMatcher") -> None:
+    def __init__(self, matcher: "LLMatcher", grammar: str) -> None:
         self._matcher = matcher
+        self.grammar = grammar
+        """From which `Grammars.of` makes another."""
 
     def fill(self, mask_W: np.ndarray) -> None:
         """Write the allowed tokens as bits into (ceil(vocabulary / 32),) int32, low bit first.
@@ -54,6 +56,13 @@ class GrammarState:
         if not self._matcher.is_error():
             return None
         return str(self._matcher.get_error()).partition("\n")[0][:_SHOWN]
+
+    def check(self) -> None:
+        """Raise UsageError where the grammar gave up."""
+        if self.fault:
+            raise UsageError(
+                f"the answer's grammar gave up: {self.fault}", hint="use a simpler JSON schema"
+            )
 
 
 class Grammars:
@@ -135,18 +144,26 @@ class Grammars:
                 return f"<[{index}]>" + (f" {_quoted(rest)}" if rest else "")
         return _quoted(text)
 
+    def of(self, grammar: str, said: Sequence[int] = ()) -> GrammarState:
+        """The state that the grammar of another one has after these tokens, which may come from
+        another process over the same tokenizer."""
+        state = self._state(grammar)
+        for token in said:
+            state.push(token)
+        return state
+
     def _state(self, grammar: str) -> GrammarState:
         with self._lock:
             kept = self._compiled.get(grammar)
             if kept is not None:
                 self._compiled.move_to_end(grammar)
-                return GrammarState(kept.deep_copy())
+                return GrammarState(kept.deep_copy(), grammar)
         made = self._compile(grammar)
         with self._lock:
             self._compiled[grammar] = made
             if len(self._compiled) > KEPT:
                 self._compiled.popitem(last=False)
-            return GrammarState(made.deep_copy())
+            return GrammarState(made.deep_copy(), grammar)
 
     def _compile(self, grammar: str) -> "LLMatcher":
         from llguidance import LLMatcher

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lamina.core.errors import BusyError, LaminaError, UsageError
+from lamina.core.errors import BusyError, LaminaError
 from lamina.lowrank.maths import LayerFactors
 from lamina.serve.answer import Answer
 from lamina.serve.batch import BLOCK, Decoder, Span
 from lamina.serve.blocks import Blocks
 from lamina.serve.layers import LayerCache
-from lamina.serve.request import Listener, Reason, Request, Stats
+from lamina.serve.request import Listener, Reason, Request, Stats, check
 from lamina.stack.resolve import ResolvedLayer
 
 _LOG = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class Engine:
 
     def submit(self, request: Request, listener: Listener) -> _Ticket:
         """See `request.Serving`."""
-        self._check(request)
+        check(request, base=self._base, vocabulary=self.vocabulary, context=self._context)
         with self._changed:
             if self._draining:
                 raise BusyError("the engine is being shut down", hint="ask again in a moment")
@@ -125,26 +125,6 @@ class Engine:
         for layer in layers:
             layer.add_done_callback(lambda _: self._wake())
         return _Ticket(answer, self._wake)
-
-    def _check(self, request: Request) -> None:
-        if request.stack.base.digest != self._base:
-            raise UsageError(
-                f"{request.stack.label} stands on another base than the one served here",
-                hint="serve its base, or rebase it: lamina rebase",
-            )
-        if not request.prompt:
-            raise UsageError("an empty prompt", hint="say something")
-        if request.max_new_tokens < 1:
-            raise UsageError("an answer of no tokens", hint="ask for one at least")
-        if any(not 0 <= token < self.vocabulary for token in request.prompt):
-            raise UsageError(f"token ids are from 0 to {self.vocabulary - 1}")
-        total = len(request.prompt) + request.max_new_tokens
-        if total > self._context:
-            raise UsageError(
-                f"{len(request.prompt)} tokens of prompt and {request.max_new_tokens} of answer: "
-                f"together at most {self._context}",
-                hint="say less, or ask for a shorter answer",
-            )
 
     def _wake(self) -> None:
         with self._changed:

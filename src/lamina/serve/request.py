@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from lamina.bases.sampling import Sampling
-from lamina.core.errors import LaminaError
+from lamina.core.errors import LaminaError, UsageError
 from lamina.stack.resolve import ResolvedStack
 
 Reason = Literal["stop", "length", "cancelled", "error"]
@@ -46,6 +46,32 @@ class Request:
     """How many likeliest alternatives to tell beside each token's own log-probability (0: only its
     own); None: none of it."""
     constraint: Constraint | None = None
+    """It knows of `said` already."""
+    said: tuple[int, ...] = ()
+    """Tokens of the answer that are told already, by an engine that is no more; it goes on after
+    them, and says what it would have said."""
+
+
+def check(request: Request, *, base: str, vocabulary: int, context: int) -> None:
+    """Raise UsageError for what no engine over the base of this digest can answer."""
+    if request.stack.base.digest != base:
+        raise UsageError(
+            f"{request.stack.label} stands on another base than the one served here",
+            hint="serve its base, or rebase it: lamina rebase",
+        )
+    if not request.prompt:
+        raise UsageError("an empty prompt", hint="say something")
+    if request.max_new_tokens <= len(request.said):
+        raise UsageError("an answer of no tokens", hint="ask for one at least")
+    if any(not 0 <= token < vocabulary for token in (*request.prompt, *request.said)):
+        raise UsageError(f"token ids are from 0 to {vocabulary - 1}")
+    total = len(request.prompt) + request.max_new_tokens
+    if total > context:
+        raise UsageError(
+            f"{len(request.prompt)} tokens of prompt and {request.max_new_tokens} of answer: "
+            f"together at most {context}",
+            hint="say less, or ask for a shorter answer",
+        )
 
 
 @dataclass(frozen=True)
@@ -68,7 +94,7 @@ class Finished:
     cached_tokens: int
     """Tokens of the prompt that the prefix cache spared."""
     new_tokens: int
-    """Tokens told, without the stop token."""
+    """Tokens told, `Request.said` among them, without the stop token."""
     error: LaminaError | None = None
     """With reason `error`."""
 
@@ -113,6 +139,8 @@ class Stats:
     """What those take."""
     layers_evicted: int
     """Since the start."""
+    replicas: int = 1
+    """Processes that answer; the other numbers are sums over them."""
 
 
 class Serving(Protocol):

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from lamina.core.errors import UsageError
 from lamina.flows.hosting import ServedBase
 from lamina.serve.constrain import GrammarState
 from lamina.serve.request import Event, Finished, Listener, Request, Ticket, Token
@@ -159,8 +158,5 @@ class Answers:
         if event.error is not None:
             raise event.error
         constraint = self.requests[index].constraint
-        if isinstance(constraint, GrammarState) and constraint.fault:
-            raise UsageError(
-                f"the answer's grammar gave up: {constraint.fault}",
-                hint="use a simpler JSON schema",
-            )
+        if isinstance(constraint, GrammarState):
+            constraint.check()

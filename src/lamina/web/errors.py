@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from lamina.core.errors import (
     BusyError,
+    FleetError,
     LaminaError,
     MissingPartError,
     StoreError,
@@ -74,6 +75,8 @@ def refusal(error: LaminaError, *, param: str | None = None) -> Refusal:
         return Refusal(501, message, "not_installed", param)
     if isinstance(error, StoreError):
         return Refusal(503, message, "store_unavailable", param)
+    if isinstance(error, FleetError):
+        return Refusal(503, message, "no_replica", param)
     if type(error) is LaminaError:  # an engine's own failure, which is no fault of who asked
         return Refusal(500, message, "failed", param)
     return Refusal(400, message, None, param)

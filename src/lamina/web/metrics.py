@@ -25,6 +25,7 @@ _HELP = {
     "layers_loaded": "Layers whose factors are in memory",
     "layer_bytes": "Bytes of those",
     "layers_evicted": "Layers dropped from memory since the start",
+    "replicas": "Processes that answer; the others are sums over them",
 }
 
 
