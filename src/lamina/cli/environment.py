@@ -3,7 +3,7 @@
 LAMINA_HOME    the store's folder (default: the platform's data folder)
 LAMINA_CONFIG  folder of keys, policy.toml and hardware.toml (default: the platform's config folder)
 LAMINA_AUTHOR  author recorded in the layers you train (default: none)
-RAY_ADDRESS    the Ray cluster of --workers and `lamina farm` where --ray names none
+RAY_ADDRESS    the Ray cluster of --workers, --replicas and `lamina farm` without --ray
 OPENAI_API_KEY the key that `lamina arena` shows an endpoint (--key-variable names another)
 
 Credentials for registries are read where docker, podman and skopeo keep them: $REGISTRY_AUTH_FILE,

@@ -1,5 +1,6 @@
 """`lamina serve`: stacks behind the OpenAI API."""
 
+import contextlib
 import json as json_module
 import os
 import shlex
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lamina.cli import environment
+from lamina.cli import environment, options
 from lamina.cli.display import Terminal
 from lamina.cli.output import print_text
 from lamina.core.errors import MissingPartError, UsageError
@@ -96,6 +97,16 @@ def serve(
             help="Keep layers in bfloat16 (16), or in bytes: half the memory, slightly rounded.",
         ),
     ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Answer with so many processes of a Ray cluster; one for each machine where only "
+            "--ray is given (needs lamina[ray]).",
+        ),
+    ] = None,
+    ray: options.RayAddress = None,
     log_contents: Annotated[
         bool, typer.Option("--log-contents", help="Log prompts and answers too.")
     ] = False,
@@ -114,6 +125,7 @@ def serve(
     lamina serve
     lamina serve support agent --port 9000
     lamina serve --host 0.0.0.0     (needs a key: lamina access add NAME)
+    lamina serve --ray 10.0.0.1:6379 --replicas 8
 
     \b
     curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\
@@ -122,6 +134,10 @@ def serve(
     Models are names (support), versions (support:v2), bases and digests, as they stand when a
     request arrives. Requests are logged to stderr, a line of JSON each, without what was said.
     SIGTERM lets running answers finish; a second one does not. See docs/serving.md.
+
+    With replicas this command listens, and each stack is asked where its layers and the beginnings
+    of its texts are in memory already; options for memory hold for each replica. Machines share the
+    store: a folder mounted at the same place. Answers of a replica that dies go on in another one.
     """
     if engine not in ENGINES:
         raise UsageError(f"--engine {engine!r}: known are {', '.join(ENGINES)}")
@@ -134,6 +150,12 @@ def serve(
         "body_bytes": None if body_size is None else parse_size(body_size),
         "log_contents": log_contents or None,
     }
+    spread = replicas is not None or ray is not None
+    if spread and engine != "lamina":
+        raise UsageError(
+            f"--engine {engine} answers by itself: --replicas and --ray are for lamina's own",
+            hint="leave them out, or --engine",
+        )
     store = environment.open_store()
     try:
         from lamina.web.keys import FILE
@@ -155,7 +177,8 @@ def serve(
         "cache_tokens": cache_tokens,
         "layer_bytes": None if layer_memory is None else parse_size(layer_memory),
     }
-    _serve(store, list(stacks or ()), base, settings, limits)
+    crew = (replicas, environment.ray_address(ray)) if spread else None
+    _serve(store, list(stacks or ()), base, settings, limits, crew)
 
 
 def _serve(
@@ -164,36 +187,44 @@ def _serve(
     base: str | None,
     settings: "Settings",
     limits: Mapping[str, int | None],
+    crew: tuple[int | None, str | None] | None,
 ) -> None:
-    """With lamina's own engine."""
+    """With lamina's own engine: in this process, or in replicas (how many, on which cluster)."""
     try:
         from lamina.web.app import create_app
         from lamina.web.server import Server, bind, url_of
     except ImportError as error:
         raise _without(error) from None
     from lamina.flows.hosting import Host, with_limits
+    from lamina.flows.replicas import Replicas
     from lamina.serve.engine import Limits
 
-    given = {name: value for name, value in limits.items() if value is not None}
-    host = Host(
-        store, with_limits(Limits(**given)), stacks=stacks, base=base, trust=environment.trust()
-    )
+    given = Limits(**{name: value for name, value in limits.items() if value is not None})
+    replicas = None if crew is None else Replicas(store, given, *crew)
+    make = with_limits(given) if replicas is None else replicas.make
+    host = Host(store, make, stacks=stacks, base=base, trust=environment.trust())
     names = [model.id for model in host.models()]
     if not names:
         raise UsageError("there is nothing to serve", hint="lamina base pull smollm2-135m")
-    with bind(settings) as bound:
+    out = sys.stdout  # while there are replicas, what is printed goes to stderr
+    with bind(settings) as bound, contextlib.ExitStack() as there:
         Terminal().say(f"loading {', '.join(host.sure()) or 'a base when it is first asked'}")
+        if replicas is not None:
+            there.enter_context(replicas.there(host.sure(), Terminal().say))
         host.load_sure()
         url = url_of(bound)
 
         def ready() -> None:
-            print_text(_hello(url, names))
-            sys.stdout.flush()
+            with contextlib.redirect_stdout(out):
+                print_text(_hello(url, names))
+                out.flush()
 
         orderly = Server(create_app(host, settings), host, settings, ready).serve_on(bound)
-    if not orderly:
-        sys.stderr.flush()
-        os._exit(FORCED)  # threads that still answer would be waited for
+        if not orderly:
+            if replicas is not None:
+                replicas.abandon()
+            sys.stderr.flush()
+            os._exit(FORCED)  # threads that still answer would be waited for
 
 
 def _hello(url: str, names: list[str]) -> str:

@@ -118,6 +118,7 @@ def processors(ray: Any) -> list[int]:
     return [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
 
 
-def gpus(ray: Any) -> int:
-    """Of the cluster. Where it has some, each process gets one: Ray hides them from all others."""
+def graphics(ray: Any) -> int:
+    """GPUs of all machines together. Where there are some, each process gets one: Ray hides them
+    from all others."""
     return int(ray.cluster_resources().get("GPU", 0))

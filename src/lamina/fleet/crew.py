@@ -12,7 +12,7 @@ from typing import Any
 
 from lamina.core.errors import FleetError, UsageError
 from lamina.core.libraries import tell
-from lamina.fleet.cluster import POLL_SECONDS, gpus, last_line, processors, ray_itself
+from lamina.fleet.cluster import POLL_SECONDS, graphics, last_line, processors, ray_itself
 
 SILENT_SECONDS = 600
 """A worker from which nothing has come for so long is given up by the others."""
@@ -47,21 +47,14 @@ def together(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    cards, machines = gpus(ray), processors(ray)
-    threads = threads_of(machines, size.workers)
-    if not threads or 0 < cards < size.workers:
-        raise UsageError(
-            f"{size.workers} workers are more than this cluster has "
-            + (f"GPUs ({cards})" if cards and threads else f"processors ({sum(machines)})"),
-            hint="give fewer --workers, or add machines: ray start --address=…",
-        )
+    threads, gpus = share_of(ray, size.workers, "workers")
     trainer = TorchTrainer(
         _in_worker,
         train_loop_config={"work": work, "given": dict(given), "threads": threads},
         scaling_config=ScalingConfig(
             num_workers=(min(size.least, size.workers), size.workers),
-            use_gpu=bool(cards),
-            resources_per_worker={"CPU": threads} | ({"GPU": 1} if cards else {}),
+            use_gpu=bool(gpus),
+            resources_per_worker={"CPU": threads} | ({"GPU": gpus} if gpus else {}),
         ),
         run_config=RunConfig(
             name="crew",
@@ -90,6 +83,23 @@ def together(
             hint="what they had saved is kept",
         ) from error
     return ended["value"]
+
+
+def share_of(ray: Any, count: int, what: str) -> tuple[int, int]:
+    """The processors and the GPUs (0 or 1) that each of so many processes gets.
+
+    `what`: what they are called, which is the option's name too. Raises UsageError where the
+    cluster is too small.
+    """
+    gpus, machines = graphics(ray), processors(ray)
+    threads = threads_of(machines, count)
+    if not threads or 0 < gpus < count:
+        raise UsageError(
+            f"{count} {what} are more than this cluster has "
+            + (f"GPUs ({gpus})" if gpus and threads else f"processors ({sum(machines)})"),
+            hint=f"give fewer --{what}, or add machines: ray start --address=…",
+        )
+    return threads, min(gpus, 1)
 
 
 def threads_of(machines: Sequence[int], workers: int) -> int:

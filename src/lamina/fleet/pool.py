@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lamina.core.errors import UsageError
-from lamina.fleet.cluster import POLL_SECONDS, gpus, last_line, ray_itself
+from lamina.fleet.cluster import POLL_SECONDS, graphics, last_line, ray_itself
 from lamina.fleet.cluster import processors as machines
 
 TRIES = 3
@@ -54,7 +54,7 @@ def spread(
     """
     ray = ray_itself()
     room_for(ray, processors)
-    remote = ray.remote(num_cpus=processors, num_gpus=min(gpus(ray), 1), max_retries=0)(_in_task)
+    remote = ray.remote(num_cpus=processors, num_gpus=min(graphics(ray), 1), max_retries=0)(_in_task)
     began: dict[str, float] = {}
 
     def begin(piece: Piece) -> Any:

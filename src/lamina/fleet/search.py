@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lamina.core.errors import FleetError
-from lamina.fleet.cluster import POLL_SECONDS, gpus, last_line, ray_itself
+from lamina.fleet.cluster import POLL_SECONDS, graphics, last_line, ray_itself
 from lamina.fleet.pool import TRIES, room_for
 
 RUNGS = (10, 30)
@@ -77,7 +77,7 @@ def search(
     halt = _halt()
     trainable = tune.with_resources(
         tune.with_parameters(_in_trial, work=work, given=dict(given), threads=processors),
-        {"cpu": processors, "gpu": min(gpus(ray), 1)},
+        {"cpu": processors, "gpu": min(graphics(ray), 1)},
     )
     tuner = tune.Tuner(
         trainable,

@@ -4,19 +4,17 @@ Every worker does what `flows.job` does; worker 0 writes: checkpoints, events, t
 who waits here passes its events on, and its wish to stop; workers say what went wrong.
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lamina.core.errors as errors
 from lamina.core.errors import LaminaError, TrainInterrupted
 from lamina.core.report import Reporter, Silent
 from lamina.fleet.cluster import cluster
 from lamina.fleet.crew import Size, together
 from lamina.flows import runs
-from lamina.flows.elsewhere import Notes, store_of, told
+from lamina.flows.elsewhere import Notes, error_of, store_of, text_of, told
 from lamina.stack.resolve import of_config
 from lamina.store.layout import Store
 
@@ -60,14 +58,14 @@ def train_together(
                 ended = together(_work, given, size, notes.folder / "ray", watch)
             except LaminaError:
                 if (fault := notes.read(FAULT)) is not None:
-                    raise _read(fault) from None
+                    raise error_of(fault) from None
                 raise
         watch()
         fault = notes.read(FAULT)
     finally:
         shutil.rmtree(notes.folder, ignore_errors=True)
     if fault is not None:
-        raise _read(fault)
+        raise error_of(fault)
     if ended != "landed":
         raise TrainInterrupted(
             "stopped; nothing is lost",
@@ -85,7 +83,7 @@ def _work(given: dict[str, Any]) -> str:
     except TrainInterrupted:
         return "stopped"
     except LaminaError as error:
-        notes.leave(FAULT, _text(error))
+        notes.leave(FAULT, text_of(error))
         raise  # the others wait for this one: they go down with it
 
 
@@ -105,15 +103,3 @@ def _trained(given: dict[str, Any], notes: Notes) -> str:
         layer, stack = made
         run.finish(runs.RunResult(layer=layer.digest, stack=stack.digest, name=None))
     return "landed"
-
-
-def _text(error: LaminaError) -> str:
-    said = {"message": error.message, "faults": error.faults, "hint": error.hint}
-    return json.dumps({"kind": type(error).__name__, **said})
-
-
-def _read(text: str) -> LaminaError:
-    said = json.loads(text)
-    kind = getattr(errors, said["kind"], LaminaError)
-    error: LaminaError = kind(said["message"], faults=said["faults"], hint=said["hint"])
-    return error

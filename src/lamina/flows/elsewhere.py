@@ -1,10 +1,12 @@
 """What a process that Ray has begun somewhere is told, so that it finds the same store."""
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
-from lamina.core.errors import UsageError
+import lamina.core.errors as errors
+from lamina.core.errors import LaminaError, UsageError
 from lamina.core.files import TEMP_PREFIX
 from lamina.core.version import __version__
 from lamina.store.layout import Store
@@ -31,6 +33,20 @@ def store_of(given: dict[str, Any], seen: Path) -> Store:
             hint="they share the store: a folder that all machines mount at the same place",
         )
     return Store.open(Path(given["store"]))
+
+
+def text_of(error: LaminaError) -> str:
+    """An error as a line of text, for `error_of` in another process."""
+    said = {"message": error.message, "faults": error.faults, "hint": error.hint}
+    return json.dumps({"kind": type(error).__name__, **said})
+
+
+def error_of(text: str) -> LaminaError:
+    """The error that `text_of` told of, of the same kind."""
+    said = json.loads(text)
+    kind = getattr(errors, said["kind"], LaminaError)
+    error: LaminaError = kind(said["message"], faults=said["faults"], hint=said["hint"])
+    return error
 
 
 class Notes:

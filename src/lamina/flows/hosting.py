@@ -210,14 +210,16 @@ class Host:
 
     def stats(self) -> dict[str, Stats]:
         """Each loaded base's numbers, by its name."""
+        return {served.name: served.engine.stats() for served in self.loaded()}
+
+    def loaded(self) -> list[ServedBase]:
+        """The bases that are in memory."""
         with self._lock:
-            loaded = list(self._loaded.values())
-        return {served.name: served.engine.stats() for served in loaded}
+            return list(self._loaded.values())
 
     def drain(self, seconds: float) -> bool:
         """Finish what runs on all engines, cancel it after `seconds`; whether all was finished."""
-        with self._lock:
-            loaded = list(self._loaded.values())
+        loaded = self.loaded()
         end = time.monotonic() + seconds
         done = [s.engine.drain(max(end - time.monotonic(), 0.0)) for s in loaded]
         return all(done)
