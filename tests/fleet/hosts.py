@@ -4,6 +4,7 @@ Ray listens on every interface that it finds; here it finds only these.
 """
 
 import contextlib
+import ctypes
 import os
 import secrets
 import shutil
@@ -12,10 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 6379
+CLONE_NEWNET = 0x40000000
 BIN = Path(sys.executable).parent
 UP_SECONDS = 180
 
@@ -117,6 +120,10 @@ class Hosts:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
+    def threads(self, host, count):
+        """A pool of so many threads that are on a host, with whatever they connect to."""
+        return ThreadPoolExecutor(count, initializer=_move, initargs=(self.names[host],))
+
     def pids(self, host, title=""):
         """Processes of a host whose command line begins so."""
         said = subprocess.run(
@@ -142,6 +149,13 @@ class Hosts:
                 time.sleep(0.1)
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _move(name):
+    """Take the calling thread, and no other, into a network namespace."""
+    with open(f"/var/run/netns/{name}") as file:
+        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"setns {name}")
 
 
 def ended(process, seconds=600):

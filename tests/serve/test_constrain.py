@@ -144,6 +144,18 @@ def test_states_of_one_grammar_do_not_touch_each_other(grammars):
     assert allowed(grammars.schema(SCHEMA)) == before
 
 
+def test_a_grammar_is_made_anew_elsewhere_after_what_was_said(grammars, tokenizer):
+    ids = walk(grammars.schema(SCHEMA), 5)
+    elsewhere = Grammars(tokenizer, STOPS, VOCABULARY)
+    for said in range(len(ids)):
+        here = grammars.schema(SCHEMA)
+        for token in ids[:said]:
+            here.push(token)
+        there = elsewhere.of(here.grammar, ids[:said])
+        assert allowed(there) == allowed(here)
+        assert takes(there, ids[said:])
+
+
 def test_a_token_that_was_not_allowed_ends_it_with_a_fault(grammars):
     state = grammars.schema(SCHEMA)
     assert state.fault is None

@@ -143,6 +143,28 @@ def test_a_seed_decides_whatever_the_batch(opened, store):
     assert again.ids == expected != other.ids
 
 
+@pytest.mark.parametrize("said", [1, 7, 19])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        Sampling(),
+        Sampling(temperature=1.2, top_p=0.95, seed=3),
+        Sampling(temperature=1.0, frequency_penalty=0.7, repetition_penalty=1.3, seed=4),
+    ],
+)
+def test_an_answer_goes_on_where_another_engine_was(opened, store, draw, said):
+    prompt = tokens(2, 40)
+    whole = alone(opened, store, "two", prompt, sampling=draw)
+    engine = opened()
+    rest = ask(engine, store, "two", prompt, sampling=draw, said=tuple(whole[:said]))
+    end = rest.wait()
+    assert [*whole[:said], *rest.ids] == whole
+    assert (end.reason, end.new_tokens, end.prompt_tokens) == ("length", 20, 40)
+    assert engine.stats().tokens_out == 20 - said
+    with pytest.raises(UsageError, match="no tokens"):
+        ask(engine, store, "two", prompt, said=tuple(whole))
+
+
 def test_a_stop_token_ends_and_is_not_told(opened, store):
     ids = alone(opened, store, "one", tokens(0, 10))
     stop = ids[6]

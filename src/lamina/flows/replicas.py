@@ -18,7 +18,7 @@ from typing import Any
 from lamina.core.errors import BusyError, FleetError, LaminaError
 from lamina.core.manifests import Descriptor
 from lamina.fleet.cluster import cluster
-from lamina.fleet.replicas import ONGOING, Group, Size, replicas, size_of
+from lamina.fleet.replicas import Group, replicas, size_of
 from lamina.flows.crossing import event_of, plain
 from lamina.flows.elsewhere import error_of, told
 from lamina.flows.holding import holder
@@ -72,7 +72,7 @@ class Replicas:
         }
         with cluster(self._address) as ray:
             size = size_of(ray, self._count)
-            say(f"beginning {_counted(size.replicas, 'replica')}, {_each(size)}")
+            say(f"beginning {size}")
             with _as_said_there(), replicas(ray, holder, given, size, say) as self._group:
                 yield
 
@@ -98,15 +98,6 @@ class Replicas:
             self._group.leave(wait=False)
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-def _each(size: Size) -> str:
-    has = _counted(size.processors, "processor") + (" and a GPU" if size.gpus else "")
-    return f"{has} each" if size.replicas > 1 else has
-
-
 @contextmanager
 def _as_said_there() -> Iterator[None]:
     """What a replica said when it could not begin, as the error that it was."""
@@ -127,7 +118,7 @@ class Spread:
     ) -> None:
         self._group, self._base, self._identity = group, base, identity
         self.context, self.vocabulary = context, vocabulary
-        self._most = group.size.replicas * ONGOING + WAITING
+        self._most = group.size.replicas * group.size.ongoing + WAITING
         self._live: set[_Answer] = set()
         self._changed = threading.Condition()
         self._draining = False
@@ -154,7 +145,9 @@ class Spread:
         reports = self._group.reports
         found = [report[self._identity] for report in reports if self._identity in report]
         sums = {item.name: sum(each[item.name] for each in found) for item in fields(Stats)}
-        waiting = max(0, len(self._live) - sums["running"])
+        with self._changed:
+            here = sum(not answer.over for answer in self._live)
+        waiting = max(0, here - sums["running"])
         return Stats(**sums | {"waiting": waiting, "replicas": len(reports)})
 
     def drain(self, seconds: float) -> bool:

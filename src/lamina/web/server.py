@@ -80,6 +80,8 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                loop="asyncio",  # not whichever of several happens to be installed
+                http="h11",
                 log_config=None,
                 access_log=False,
                 server_header=False,
