@@ -11,8 +11,12 @@ processes are real. Needs root.
 - `kills`: `kill -9` of a worker, of a job's and of a trial's process, and of the farm's and the
   sweep's own. `lost`: jobs without a name and runs without a layer at the end, trials that neither
   landed nor were ended early, blobs that do not verify.
+- `served`: `kill -9` of a replica of `lamina serve --replicas 2` while answers are in flight.
+  `lost`: answers that do not come, or not as they came before.
 """
 
+import contextlib
+import http.client
 import json
 import os
 import signal
@@ -31,6 +35,8 @@ from lamina.stack.compile import stored_factors
 from lamina.store.layout import Store
 
 ROWS = "A river carries {n} stones past the window. How many does it carry? It carries {n}."
+PORT = 8123
+JSON = "application/json"
 COMMON = {"held_out": 0.2, "held_out_max": 8, "exams": ["loss"], "warmup": 0.0}
 
 
@@ -222,6 +228,46 @@ def killed_sweep(
     return len(victims) + 1, lost + (made["name"] is None) + 3 - len(made["trials"])
 
 
+def asked(prompt: str) -> str:
+    """A completion's text, of a server at this thread's host."""
+    body = {"model": BASE, "prompt": prompt, "max_tokens": 64, "temperature": 1, "seed": 1}
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=300)
+    with contextlib.closing(connection):
+        connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": JSON})
+        return str(json.loads(connection.getresponse().read())["choices"][0]["text"])
+
+
+def served(hosts: Hosts, store: Store, rounds: int, at_once: int = 20) -> dict[str, Any]:
+    """Kill replicas that answer; count the answers that are lost."""
+    prompts = [ROWS.format(n=n) for n in range(at_once)]
+    process = hosts.lamina(store.root, "serve", "--port", PORT, "--replicas", 2)
+    while not process.stdout.readline().startswith("ready"):
+        if process.poll() is not None:
+            raise SystemExit(process.stderr.read()[-2000:])
+    killed = lost = 0
+    with hosts.threads(0, at_once) as there:
+        expected = list(there.map(asked, prompts))
+        for number in range(rounds):
+            until(lambda: all(hosts.pids(host, "ray::ServeReplica") for host in (0, 1)), 300)
+            answers = [there.submit(asked, prompt) for prompt in prompts]
+            time.sleep(0.5)
+            victims = hosts.pids(number % 2, "ray::ServeReplica")
+            for pid in victims:
+                os.kill(pid, signal.SIGKILL)
+            killed += len(victims)
+            for answer, wanted in zip(answers, expected, strict=True):
+                try:
+                    lost += answer.result() != wanted
+                except (OSError, KeyError, ValueError, http.client.HTTPException):
+                    lost += 1
+            say(f"served, round {number + 1}: {killed} killed, {lost} lost")
+    process.send_signal(signal.SIGTERM)
+    status, _, said = ended(process, 120)
+    if status:
+        raise SystemExit(said[-2000:])
+    return {"answers": rounds * at_once, "killed": killed, "lost": lost}
+
+
 def main() -> None:
     """Measure and print."""
     arguments = parser(__doc__)
@@ -248,8 +294,11 @@ def main() -> None:
                 "together": found,
                 "farm": farmed(hosts, store, folder, given.jobs),
                 **kills(hosts, store, folder, given.rounds),
+                "served": served(hosts, store, given.rounds),
                 "quick": given.quick,
             }
+            for count in ("killed", "lost"):
+                row[count] += row["served"][count]
         emit("ray", row, keep=given.keep)
 
 

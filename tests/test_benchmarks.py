@@ -34,7 +34,7 @@ KEYS = {
     "serve": {"many_vs_one", "bound_share", "http_share", "tokens_s"},
     "serve_load": {"clients", "answers", "lost", "crossed", "rss_growth"},
     "serve_zipf": {"first_new_s", "first_known_s", "gap_s", "rss_mb", "layers_evicted"},
-    "ray": {"dp_max_rel", "bytes_per_step", "killed", "lost", "farm"},
+    "ray": {"dp_max_rel", "bytes_per_step", "killed", "lost", "farm", "served"},
     "hub": {"pull_over_layer", "transfers", "faults", "corrupt"},
     "share": {"moved_over_layer", "push_vs_oras", "pull_vs_oras", "faults", "corrupt"},
     "squash": {"rel_error", "peak_over_factors", "seconds", "ship8_of_64"},

@@ -15,7 +15,7 @@ from lamina.core.errors import BusyError, FleetError, UsageError
 from lamina.fleet.replicas import Size
 from lamina.flows.crossing import event_of, plain, plain_event
 from lamina.flows.elsewhere import error_of, text_of, told
-from lamina.flows.holding import Holder, holder
+from lamina.flows.holder import Holder, holder
 from lamina.flows.hosting import Host, with_limits
 from lamina.flows.replicas import TRIES, Spread
 from lamina.serve.engine import Limits

@@ -61,7 +61,7 @@ def together(
             storage_path=str(folder),
             failure_config=FailureConfig(max_failures=size.deaths),
         ),
-        torch_config=_joined("cpu:gloo,cuda:nccl" if cards else "gloo"),
+        torch_config=_joined("cpu:gloo,cuda:nccl" if gpus else "gloo"),
     )
     ended: dict[str, Any] = {}
 

@@ -54,7 +54,9 @@ def spread(
     """
     ray = ray_itself()
     room_for(ray, processors)
-    remote = ray.remote(num_cpus=processors, num_gpus=min(graphics(ray), 1), max_retries=0)(_in_task)
+    remote = ray.remote(num_cpus=processors, num_gpus=min(graphics(ray), 1), max_retries=0)(
+        _in_task
+    )
     began: dict[str, float] = {}
 
     def begin(piece: Piece) -> Any:

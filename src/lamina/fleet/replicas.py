@@ -29,10 +29,10 @@ from lamina.core.errors import FleetError, MissingPartError
 from lamina.fleet.cluster import POLL_SECONDS, graphics, last_line, processors, ray_itself
 from lamina.fleet.crew import share_of
 
-ONGOING = 16
+ONGOING = 32
 """Answers that a replica without a GPU works on at once; one that has so many is passed over for
-another, and what all of them have no room for waits with whoever asks. A pass of 16 rows gives 85%
-of what one of 48 gives on a processor, in 40% of its time."""
+another, and what all of them have no room for waits with whoever asks. A pass of 32 rows says 96% of
+what one of 48 says in a second (docs/log.md)."""
 ONGOING_GPU = 128
 """The same, with a GPU."""
 HELD = 128
@@ -112,9 +112,9 @@ def replicas(
     MissingPartError.
     """
     serve = _serve_itself()
-    group = Group(ray, serve, f"lamina-{secrets.token_hex(4)}", size)
+    group = Group(ray, serve, size)
     try:
-        group._begin(make, given, say)
+        group._begin(_application(serve, make, given, size), say)
         yield group
     finally:
         group.leave()
@@ -126,9 +126,12 @@ class Group:
     Has a thread with an event loop of its own, `loop`, on which `ask` and `all` are to be used.
     """
 
-    def __init__(self, ray: Any, serve: Any, name: str, size: Size) -> None:
-        self._ray, self._serve, self._name, self.size = ray, serve, name, size
+    def __init__(self, ray: Any, serve: Any, size: Size) -> None:
+        self._ray, self._serve, self.size = ray, serve, size
+        self._name = ""
+        self._application: Any = None
         self._handle: Any = None
+        self._streams: set[Any] = set()
         self._failures = (ray.exceptions.RayError, serve.exceptions.RayServeException)
         self.reports: Sequence[Any] = ()
         """What each replica that is there said of itself when it was asked last."""
@@ -150,6 +153,7 @@ class Group:
         stream = self._handle.options(
             stream=True, multiplexed_model_id=key, method_name="ask"
         ).remote(dict(asked))
+        self._streams.add(stream)
         whole = False
         try:
             async for each in stream:
@@ -163,15 +167,16 @@ class Group:
         except self._failures as error:
             raise FleetError(f"a replica failed: {last_line(error)}", hint="ask again") from error
         finally:
+            self._streams.discard(stream)
             if not whole:
                 stream.cancel()
 
-    async def all(self, method: str, *given: Any) -> list[Any]:
-        """What `prepare` or `report` gives, of every replica that is there and answers."""
+    async def all(self, method: str, *given: Any, seconds: float | None = None) -> list[Any]:
+        """What `prepare` or `report` gives, of every replica that is there and answers. Raises
+        TimeoutError where that takes more than so many seconds; all have been asked then."""
+        asked = self._handle.broadcast(method, *given)
         try:
-            found = await self._handle.broadcast(method, *given).results_async(
-                return_exceptions=True
-            )
+            found = await asked.results_async(return_exceptions=True, timeout_s=seconds)
         except self._failures:  # none is there
             return []
         return [each for each in found if not isinstance(each, BaseException)]
@@ -196,29 +201,20 @@ class Group:
         self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         self.loop.close()
 
-    def _begin(self, make: Make, given: Mapping[str, Any], say: Callable[[str], None]) -> None:
-        serve, size = self._serve, self.size
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        quiet = {"log_level": "ERROR", "enable_access_log": False}
-        serve.start(proxy_location="Disabled", logging_config=quiet)
-        deployed = serve.deployment(
-            _replica_class(serve),
-            name="replica",
-            num_replicas=size.replicas,
-            max_ongoing_requests=size.ongoing,
-            health_check_period_s=size.beat_seconds,
-            graceful_shutdown_wait_loop_s=0.1,
-            graceful_shutdown_timeout_s=5,
-            max_constructor_retry_count=STARTS,
-            ray_actor_options={"num_cpus": size.processors, "num_gpus": size.gpus},
-            logging_config=quiet,
-        )
-        application = deployed.bind(make, dict(given), size.processors, size.lease_seconds)
-        target = serve.RunTarget(application, name=self._name, route_prefix=None)
-        (self._handle,) = serve.run_many([target], wait_for_applications_running=False)
-        self._handle = self._handle.options()  # one router for all that is asked
+    def _begin(self, application: Any, say: Callable[[str], None]) -> None:
+        self._application = application
+        self._deploy()
         self.run(self._look_after())
         self._await(say)
+
+    def _deploy(self) -> None:
+        """Have Ray Serve begin replicas, under a name that no other command has, nor had."""
+        if self._left:
+            return
+        self._name = f"lamina-{secrets.token_hex(4)}"
+        target = self._serve.RunTarget(self._application, name=self._name, route_prefix=None)
+        (handle,) = self._serve.run_many([target], wait_for_applications_running=False)
+        self._handle = handle.options()  # one router for all that is asked
 
     def _await(self, say: Callable[[str], None]) -> None:
         began, told = time.monotonic(), False
@@ -243,8 +239,36 @@ class Group:
 
     async def _look_after(self) -> None:
         while True:
-            self.reports = await self.all("report")
+            with contextlib.suppress(TimeoutError, *self._failures):
+                self.reports = await self.all("report", seconds=self.size.lease_seconds / 3)
+                if not self.reports and not await asyncio.to_thread(self._there):
+                    await asyncio.to_thread(self._deploy)  # this process stood still for too long
+                    for stream in list(self._streams):  # they would wait for those that are gone
+                        stream.cancel()
             await asyncio.sleep(self.size.beat_seconds)
+
+    def _there(self) -> bool:
+        return self._name in self._serve.status().applications
+
+
+def _application(serve: Any, make: Make, given: Mapping[str, Any], size: Size) -> Any:
+    """What Ray Serve is to keep alive."""
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    quiet = {"log_level": "ERROR", "enable_access_log": False}
+    serve.start(proxy_location="Disabled", logging_config=quiet)
+    deployed = serve.deployment(
+        _replica_class(serve),
+        name="replica",
+        num_replicas=size.replicas,
+        max_ongoing_requests=size.ongoing,
+        health_check_period_s=size.beat_seconds,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=5,
+        max_constructor_retry_count=STARTS,
+        ray_actor_options={"num_cpus": size.processors, "num_gpus": size.gpus},
+        logging_config=quiet,
+    )
+    return deployed.bind(make, dict(given), size.processors, size.lease_seconds)
 
 
 def _counted(count: int, what: str) -> str:
