@@ -5,8 +5,9 @@ import json as json_module
 import os
 import shlex
 import shutil
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -210,8 +211,11 @@ def _serve(
     with bind(settings) as bound, contextlib.ExitStack() as there:
         Terminal().say(f"loading {', '.join(host.sure()) or 'a base when it is first asked'}")
         if replicas is not None:
-            there.enter_context(replicas.there(host.sure(), Terminal().say))
+            watch = there.enter_context(_stopping())
+            there.enter_context(replicas.there(host.sure(), Terminal().say, watch))
         host.load_sure()
+        if replicas is not None:
+            watch()
         url = url_of(bound)
 
         def ready() -> None:
@@ -225,6 +229,29 @@ def _serve(
                 replicas.abandon()
             sys.stderr.flush()
             os._exit(FORCED)  # threads that still answer would be waited for
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[Callable[[], None]]:
+    """Ctrl-C and SIGTERM, kept for a call of what this gives, which raises KeyboardInterrupt then:
+    raised amid Ray's calls it can get lost there. The server has handlers of its own."""
+    asked: list[int] = []
+
+    def ask(number: int, _frame: object) -> None:
+        if asked:
+            os._exit(FORCED)
+        asked.append(number)
+
+    def watch() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield watch
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _hello(url: str, names: list[str]) -> str:

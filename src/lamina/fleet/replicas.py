@@ -26,15 +26,20 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lamina.core.errors import FleetError, MissingPartError
+from lamina.core.libraries import tell
 from lamina.fleet.cluster import POLL_SECONDS, graphics, last_line, processors, ray_itself
 from lamina.fleet.crew import share_of
 
+_LOG = logging.getLogger(__name__)
 ONGOING = 32
 """Answers that a replica without a GPU works on at once; one that has so many is passed over for
-another, and what all of them have no room for waits with whoever asks. A pass of 32 rows says 96% of
-what one of 48 says in a second (docs/log.md)."""
+another, and what all of them have no room for waits with whoever asks. Passes of 32 rows say 96% of
+what passes of 48 say in a second (docs/log.md)."""
 ONGOING_GPU = 128
 """The same, with a GPU."""
+PROBE_SECONDS = 5.0
+"""How long a replica may take to say how much it has to do, before it is passed over for one that
+does not hold the key: all its processors are at work."""
 HELD = 128
 """Keys that a replica is known to hold, the last ones asked. With every change all replicas' keys
 travel to whoever asks."""
@@ -104,17 +109,22 @@ def size_of(ray: Any, replicas: int | None) -> Size:
 
 @contextmanager
 def replicas(
-    ray: Any, make: Make, given: Mapping[str, Any], size: Size, say: Callable[[str], None]
+    ray: Any,
+    make: Make,
+    given: Mapping[str, Any],
+    size: Size,
+    say: Callable[[str], None],
+    watch: Callable[[], None],
 ) -> Iterator["Group"]:
     """Replicas for the length of a block, all of them ready.
 
-    `say` is told where it takes long to begin. Raises FleetError where they cannot be begun,
-    MissingPartError.
+    `say` is told where it takes long to begin; `watch` is called again and again until they have,
+    in this thread, and may raise. Raises FleetError where they cannot be begun, MissingPartError.
     """
     serve = _serve_itself()
     group = Group(ray, serve, size)
     try:
-        group._begin(_application(serve, make, given, size), say)
+        group._begin(_application(serve, make, given, size), say, watch)
         yield group
     finally:
         group.leave()
@@ -188,7 +198,7 @@ class Group:
         self._left = True
         self.loop.call_soon_threadsafe(self.loop.stop)
         if wait:
-            self._thread.join()
+            self._thread.join(PROBE_SECONDS)
         with contextlib.suppress(Exception):  # the cluster may be gone, and they with it
             self._serve.delete(self._name, _blocking=wait)
 
@@ -201,11 +211,13 @@ class Group:
         self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         self.loop.close()
 
-    def _begin(self, application: Any, say: Callable[[str], None]) -> None:
+    def _begin(
+        self, application: Any, say: Callable[[str], None], watch: Callable[[], None]
+    ) -> None:
         self._application = application
         self._deploy()
         self.run(self._look_after())
-        self._await(say)
+        self._await(say, watch)
 
     def _deploy(self) -> None:
         """Have Ray Serve begin replicas, under a name that no other command has, nor had."""
@@ -216,7 +228,7 @@ class Group:
         (handle,) = self._serve.run_many([target], wait_for_applications_running=False)
         self._handle = handle.options()  # one router for all that is asked
 
-    def _await(self, say: Callable[[str], None]) -> None:
+    def _await(self, say: Callable[[str], None], watch: Callable[[], None]) -> None:
         began, told = time.monotonic(), False
         while True:
             found = self._serve.status().applications.get(self._name)
@@ -229,6 +241,7 @@ class Group:
             if not told and time.monotonic() - began > QUIET_SECONDS:
                 told = True
                 say(self._why_slow(message))
+            watch()
             time.sleep(POLL_SECONDS)
 
     def _why_slow(self, message: str) -> str:
@@ -239,12 +252,14 @@ class Group:
 
     async def _look_after(self) -> None:
         while True:
-            with contextlib.suppress(TimeoutError, *self._failures):
+            try:
                 self.reports = await self.all("report", seconds=self.size.lease_seconds / 3)
                 if not self.reports and not await asyncio.to_thread(self._there):
                     await asyncio.to_thread(self._deploy)  # this process stood still for too long
                     for stream in list(self._streams):  # they would wait for those that are gone
                         stream.cancel()
+            except Exception as error:  # whatever it was: replicas live by being looked after
+                _LOG.warning("the replicas could not be asked how they do: %s", last_line(error))
             await asyncio.sleep(self.size.beat_seconds)
 
     def _there(self) -> bool:
@@ -287,6 +302,13 @@ def _said(application: Any) -> str:
 def _serve_itself() -> Any:
     """The library. Raises MissingPartError."""
     ray_itself()
+    probe = str(PROBE_SECONDS)
+    tell(  # read when it is first imported
+        {
+            "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": probe,
+            "RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S": probe,
+        }
+    )
     try:
         from ray.serve import exceptions  # noqa: F401
 
@@ -332,8 +354,10 @@ def _replica_class(serve: Any) -> type:
             return self._answerer.report()
 
         def _watch(self) -> None:
-            while time.monotonic() - self._heard < self._lease:
+            while True:
                 time.sleep(1)
-            serve.delete(self._name, _blocking=False)
+                if time.monotonic() - self._heard > self._lease:
+                    with contextlib.suppress(Exception):  # it is tried again, until this one ends
+                        serve.delete(self._name, _blocking=False)
 
     return Replica

@@ -20,10 +20,10 @@ from lamina.stack.resolve import ResolvedStack, of_config
 from lamina.store.layout import Store
 
 MESSAGES_PER_SECOND = 50
-"""Most that a replica sends of all its answers together: tokens between two of an answer's travel
-as one. A message takes about a millisecond of both ends' processors."""
+"""How many a replica sends of all its answers together: tokens between two of an answer's travel as
+one. A message takes about a millisecond of both ends' processors."""
 LONGEST_PAUSE = 0.2
-"""Seconds between two messages of an answer at most, however many there are."""
+"""Seconds between two messages of an answer at most; more than ten answers send more by that."""
 _STACKS = 1024
 
 

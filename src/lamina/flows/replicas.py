@@ -60,10 +60,13 @@ class Replicas:
         self._group: Group | None = None
 
     @contextmanager
-    def there(self, bases: Sequence[str], say: Callable[[str], None]) -> Iterator[None]:
+    def there(
+        self, bases: Sequence[str], say: Callable[[str], None], watch: Callable[[], None]
+    ) -> Iterator[None]:
         """The replicas themselves, for the length of a block.
 
-        `bases`: references that will surely be asked; what they stand on is loaded first.
+        `bases`: references that will surely be asked; what they stand on is loaded first. `watch`
+        is called again and again until then, and may raise.
         Raises UsageError where the cluster is too small, FleetError, what a replica could not do.
         """
         given = told(self._store) | {
@@ -73,7 +76,7 @@ class Replicas:
         with cluster(self._address) as ray:
             size = size_of(ray, self._count)
             say(f"beginning {size}")
-            with _as_said_there(), replicas(ray, holder, given, size, say) as self._group:
+            with _as_said_there(), replicas(ray, holder, given, size, say, watch) as self._group:
                 yield
 
     def make(self, store: Store, base: Descriptor) -> Serving:
