@@ -71,12 +71,13 @@ class Board(Terminal):
 
     def _draw(self, over: str | None) -> None:
         assert self._area is not None
-        self._area.start()
-        if over is not None:
-            self._over += 1
-            self._area.console.print(Text(over))
+        self._over += over is not None
         lines = [f"{self._over} over", *self._running.values()]
-        self._area.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
+        self._area.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"))
+        self._area.start()
+        self._area.refresh()  # printing draws the area that was drawn last
+        if over is not None:
+            self._area.console.print(Text(over))
 
     def _pause(self) -> None:
         if self._area is not None:
