@@ -35,6 +35,7 @@ KEYS = {
     "serve_load": {"clients", "answers", "lost", "crossed", "rss_growth"},
     "serve_zipf": {"first_new_s", "first_known_s", "gap_s", "rss_mb", "layers_evicted"},
     "ray": {"dp_max_rel", "bytes_per_step", "killed", "lost", "farm", "served"},
+    "sharded": {"bit_exact", "ratio", "whole", "shared", "under_limit", "whole_ends_with"},
     "hub": {"pull_over_layer", "transfers", "faults", "corrupt"},
     "share": {"moved_over_layer", "push_vs_oras", "pull_vs_oras", "faults", "corrupt"},
     "squash": {"rel_error", "peak_over_factors", "seconds", "ship8_of_64"},
@@ -54,6 +55,7 @@ def home(tmp_path):
 
 WITHOUT_DATA = {
     "export_parity", "gpu", "hub", "memory", "ray", "serve", "serve_load", "serve_zipf", "share",
+    "sharded",
 }  # fmt: skip
 
 
