@@ -22,14 +22,14 @@ def _gain(row: dict[str, Any]) -> float:
     return speeds["two"] / speeds["one"]
 
 
-def newest(name: str) -> dict[str, Any] | None:
-    """The last row of a benchmark, None where there is none.
+def newest(name: str, of: str = "") -> dict[str, Any] | None:
+    """The last row of a benchmark, None where there is none; `of`: over rows from such a file.
 
     What a part of a benchmark measures stands in the last row of that part.
     """
     path = ROOT / "benchmarks" / "results" / f"{name}.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines]
+    rows = [row for row in map(json.loads, lines) if of in str(row.get("rows", of))]
     parts = {key: row[key] for row in rows for key in PARTS.get(name, ()) if key in row}
     return rows[-1] | parts if rows else None
 
@@ -72,10 +72,11 @@ def benchmark_table() -> str:
     """One line a benchmark."""
     lines = ["| what | measured | command |", "| --- | --- | --- |"]
 
-    def add(what: str, name: str, text: Callable[[dict[str, Any]], str]) -> None:
-        row = newest(name)
+    def add(what: str, name: str, text: Callable[[dict[str, Any]], str], of: str = "") -> None:
+        row = newest(name, of)
         if row is not None:
-            lines.append(f"| {what} | {text(row)} | `python -m benchmarks.{name}` |")
+            options = f" --rows-of {of}" if of else ""
+            lines.append(f"| {what} | {text(row)} | `python -m benchmarks.{name}{options}` |")
 
     add(
         "GSM8K, 1,000 rows: held-out loss of base and stack, nats a token",
@@ -177,18 +178,21 @@ def _exports(row: dict[str, Any]) -> str:
     return f"{logits:.1e}; {'; '.join(likely)}; beyond the limit: {', '.join(beyond) or 'none'}"
 
 
-def _training(add: Callable[[str, str, Callable[[dict[str, Any]], str]], None]) -> None:
+def _training(add: Callable[..., None]) -> None:
     """The lines about the training step."""
-    add(
-        "seconds of training to the same held-out loss (GSM8K), beside TRL as it comes, TRL tuned "
-        "by hand, a bare PEFT loop; share of the bfloat16 products' roofline; memory beside TRL's",
-        "train",
-        lambda r: (
-            f"{r['vs_trl_default']:.1f}, {r['vs_tuned']:.1f}, {r['vs_peft_loop']:.1f} times faster "
-            f"({r['tokens_per_second']['lamina']:.0f} tokens/s); {r['roofline']:.0%}; "
-            f"{r['memory_vs_trl']:.0%} ({r['peak_bytes']['lamina'] / 1e9:.1f} GB)"
-        ),
-    )
+    for of, rows in (("gsm8k", "GSM8K"), ("dolly", "dolly")):
+        add(
+            f"seconds of training to the same held-out loss ({rows}), beside TRL as it comes, TRL "
+            "tuned by hand, a bare PEFT loop; share of the bfloat16 products' roofline; memory "
+            "beside TRL's",
+            "train",
+            lambda r: (
+                f"{r['vs_trl_default']:.1f}, {r['vs_tuned']:.1f}, {r['vs_peft_loop']:.1f} times "
+                f"faster ({r['tokens_per_second']['lamina']:.0f} tokens/s); {r['roofline']:.0%}; "
+                f"{r['memory_vs_trl']:.0%} ({r['peak_bytes']['lamina'] / 1e9:.1f} GB)"
+            ),
+            of=of,
+        )
     add(
         "a training step on a GPU, random weights in llama's shape, beside PEFT's in the same run: "
         "tokens a second, share of the fastest bfloat16 product, memory",
