@@ -68,6 +68,13 @@ class Learned:
     growth: Growth | None = None
     """Where it was trained anew although an update would have done: how its rows had grown."""
 
+    @property
+    def next_command(self) -> str:
+        """What a person may want to type now."""
+        if self.stack.base_config.modality == "image":
+            return f'lamina draw {self.stack.label} "…"'
+        return f"lamina chat {self.config.name}"
+
 
 def prepare(store: Store, request: Request, reporter: Reporter, *, go_on: bool = False) -> runs.Run:
     """Read and split the data, write the run's folder. Nothing is trained yet.
