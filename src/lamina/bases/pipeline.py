@@ -198,20 +198,24 @@ def _class(library: str, name: str) -> Any:
 
 def linears(model: Pipeline) -> dict[str, nn.Linear]:
     """Every linear of the denoiser's attention blocks and of the text encoder's layers, by name."""
-    found: dict[str, nn.Linear] = {}
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear):
-            continue
-        part, _, rest = name.partition(".")
-        inside = rest.split(".")
-        if part == model.denoiser_name:
-            taken = "transformer_blocks" in inside or "attentions" in inside
-        else:
-            taken = part == "text_encoder" and any(each in inside for each in _ENCODER_LAYERS)
-        if taken:
-            found[name] = module
-    if not found:
+    found = named_linears(dict(model.named_children()))
+    if not any(name.startswith(f"{model.denoiser_name}.") for name in found):
         raise BaseError("this denoiser has no attention", hint="use a base with cross-attention")
+    return found
+
+
+def named_linears(parts: Mapping[str, nn.Module]) -> dict[str, nn.Linear]:
+    """The same of parts by their names."""
+    found: dict[str, nn.Linear] = {}
+    for part, model in parts.items():
+        for name, module in model.named_modules():
+            inside = name.split(".")
+            if part in DENOISERS:
+                taken = "transformer_blocks" in inside or "attentions" in inside
+            else:
+                taken = part == "text_encoder" and any(each in inside for each in _ENCODER_LAYERS)
+            if taken and isinstance(module, nn.Linear):
+                found[f"{part}.{name}"] = module
     return found
 
 

@@ -1,7 +1,7 @@
 """`lamina train`: data -> tokens -> training -> layer -> store -> stack -> exam -> gate -> name."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lamina.core.digest import short
@@ -87,6 +87,8 @@ def prepare(store: Store, request: Request, reporter: Reporter, *, go_on: bool =
     name = new_name(store, request.name)
     rehearsal.asked_for(request.rehearsal_set, private=request.private)
     beneath = resolve(store, request.on, force=request.force)
+    if beneath.base_config.modality == "image":
+        request = _of_images(request, reporter)
     dataset = read(
         request.data,
         format=request.format,
@@ -123,6 +125,19 @@ def prepare(store: Store, request: Request, reporter: Reporter, *, go_on: bool =
     if grown := _growth(store, current(store, spec.name), spec, marks):
         reporter.say(grown.offer(request.data))
     return runs.write(store.runs_dir / spec.id, spec, files)
+
+
+def _of_images(request: Request, reporter: Reporter) -> Request:
+    """The same where a stack draws: it writes no rows in place of private ones."""
+    if request.rehearsal_set == "synthesised":
+        raise UsageError(
+            f"{request.on} draws: it writes no rows in place of its own",
+            hint="--rehearsal-set sample, or none",
+        )
+    if not request.private or request.rehearsal_set is not None:
+        return request
+    reporter.say("private images: nothing travels for whoever trains above")
+    return replace(request, rehearsal_set="none")
 
 
 def spec_of(

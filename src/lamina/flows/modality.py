@@ -9,7 +9,6 @@ from lamina.data.example import Message
 from lamina.exams.examinee import Examinee
 from lamina.export.parity import logits_of
 from lamina.flows import painting
-from lamina.flows.adapters import PROBE
 from lamina.flows.examinee import StackExaminee
 from lamina.flows.questions import carried, probe_prompts
 from lamina.stack.compile import Compiled, compile_stack, device_at_hand
@@ -18,6 +17,8 @@ from lamina.store.layout import Store
 
 Probe = tuple[tuple[Message, ...], tuple[str, ...]] | str
 """What a stack is asked so as to be told from another: a conversation and tools, or a caption."""
+PROBE = (Message(role="user", content="Name three colours and one number."),)
+"""What a stack that talks is asked in proofs, beside its exams' own questions."""
 PROBE_CAPTION = "a red circle on white"
 _CAPTIONS_AN_EXAM = 2
 
