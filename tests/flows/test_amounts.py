@@ -65,6 +65,7 @@ def test_the_loop_does_what_was_said(store, tmp_path, monkeypatch, way, on, word
     counting = counted(compile_stack, loads, lambda store, stack, **_: bool(stack.layers))
     monkeypatch.setattr(job, "compile_stack", counting)
     monkeypatch.setattr(compiling, "compile_stack", counting)
+    monkeypatch.setattr(modality, "compile_stack", counting)
     execute(store, prepare(store, asked, watch), watch)
     assert found.steps == len(passes)
     assert found.learned.tokens == sum(len(row) for rows in passes for row in rows)

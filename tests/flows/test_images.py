@@ -188,7 +188,7 @@ def test_a_layer_is_carried_to_other_parents(store):
 
 
 def test_a_layer_that_harms_is_stopped_at_the_gate(store, folder):
-    harm = {"lr": 0.3, "steps": 15, "held_out": 0.0, "rehearsal": 0.0, "protect": 0.0}
+    harm = {"lr": 1.0, "steps": 30, "held_out": 0.0, "rehearsal": 0.0, "protect": 0.0}
     with pytest.raises(GateError, match="significantly worse"):
         trained(store, folder, "harm", "night", shapes(background="yellow"), **harm)
 

@@ -253,7 +253,7 @@ def test_an_infinite_stack_is_refused_before_the_first_step(tmp_path):
 
 def test_a_loss_that_becomes_nan_is_never_the_best(tmp_path, monkeypatch):
     losses = iter([2.0, 1.5, float("nan"), float("nan"), 1.7])
-    monkeypatch.setattr(loop, "mean_loss", lambda *_: next(losses))
+    monkeypatch.setattr(text_lesson, "mean_loss", lambda *_: next(losses))
     outcome, events = run(job(tmp_path, steps=50, eval_every=1, patience=3))
     assert (outcome.progress.best_step, outcome.progress.best_loss) == (1, 1.5)
     assert outcome.progress.stopped == "patience"

@@ -21,6 +21,8 @@ from lamina.lowrank.maths import LayerFactors, compose
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 KOHYA_FILE = "lora.safetensors"
 _KOHYA = {"text_encoder": "lora_te"}
+_CLIP = "text_encoder.encoder.layers."
+"""How transformers 5 names what is `text_encoder.text_model.encoder.layers.` to all others."""
 
 
 def write(layers: Sequence[LayerFactors], directory: Path) -> Path:
@@ -71,9 +73,16 @@ def _joined(layers: Sequence[LayerFactors]) -> dict[str, tuple[Tensor, Tensor]]:
     if not layers:
         raise LayerError("a bare base has no layer to export", hint="give a stack with layers")
     return {
-        name: (part.a_RI.float().contiguous(), (part.b_OR.float() * part.scale).contiguous())
+        _as_of_old(name): (
+            part.a_RI.float().contiguous(),
+            (part.b_OR.float() * part.scale).contiguous(),
+        )
         for name, part in sorted(compose(layers).items())
     }
+
+
+def _as_of_old(name: str) -> str:
+    return name.replace(_CLIP, "text_encoder.text_model.encoder.layers.", 1)
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> Path:

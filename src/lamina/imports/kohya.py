@@ -36,6 +36,8 @@ _OTHERS = (
     (re.compile(r"\.(?:diff|diff_b)$"), "a whole difference of weights"),
     (re.compile(r"\.(?:on_input|w_norm|b_norm|oft_\w+|scalar)$"), "no low-rank update"),
 )
+_OF_OLD = "text_model."
+"""What stands before CLIP's layers but in transformers 5."""
 _SIDES = {"A": "down", "B": "up"}
 _OWNERS = re.compile(
     r"(?:lora_)?(?:(?:unet|te\d?|transformer|text|model|encoder|language|llm|decoder|base)_)*"
@@ -136,7 +138,8 @@ def _pair(
 
 def _module(name: str, flat: "Flat", base: Beneath, faults: list[str]) -> str | None:
     """The base's module that a file calls `name`; None after adding to `faults`."""
-    dotted = base.linears.find(unwrapped(name))
+    plain = unwrapped(name)
+    dotted = base.linears.find(plain) or base.linears.find(plain.replace(_OF_OLD, "", 1))
     if dotted is not None:
         return dotted
     found = flat.find(name)

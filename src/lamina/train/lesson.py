@@ -3,17 +3,14 @@
 The loop knows steps, schedules, checkpoints and factors; a lesson knows rows.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 from torch import Tensor
 
 from lamina.lowrank.attach import Attachment
 from lamina.train.crew import Crew
-
-if TYPE_CHECKING:
-    from lamina.train.events import EventLog
-    from lamina.train.job import Job
+from lamina.train.events import EventLog
 
 
 class Row(Protocol):
@@ -67,9 +64,5 @@ class Lesson(Protocol):
     def worst(self, rows: Sequence[int]) -> Tensor:
         """The largest loss in each of these rows (R,) as the model stands, without learning."""
 
-    def leave(self, events: "EventLog") -> None:
+    def leave(self, events: EventLog) -> None:
         """The run is over."""
-
-
-Teacher = Callable[["Job", Sequence[Sequence[int]]], Lesson]
-"""Makes a run's lesson. The groups: see `Plan.old_rows`."""
