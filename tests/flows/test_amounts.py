@@ -7,7 +7,7 @@ import pytest
 from lamina.core.machine import age
 from lamina.core.recipe import Recipe
 from lamina.data.read import read
-from lamina.flows import job, probe
+from lamina.flows import job, modality, probe
 from lamina.flows.amounts import of_training
 from lamina.flows.learn import execute, prepare
 from lamina.plan.time import amounts, estimate

@@ -11,7 +11,7 @@ from lamina.core.seeds import derive
 from lamina.lowrank.attach import attached
 from lamina.tokens.batch import collate
 from lamina.tokens.pack import plan_batches
-from lamina.train import checkpoint, loop
+from lamina.train import checkpoint, loop, text_lesson
 from lamina.train.held_out import mean_loss
 from lamina.train.job import fresh_factors
 from lamina.train.loop import LEAST_JUDGES, MOST_SKIPPED

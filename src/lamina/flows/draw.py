@@ -35,6 +35,8 @@ class Painter:
         self.stack = stack
         compiled = compile_stack(store, stack, dtype=DTYPES[dtype], device=device_at_hand())
         self._pipeline = compiled.pipeline
+        self.side = self._pipeline.image_side
+        """Pixels of an image's side."""
 
     def draw(
         self,
