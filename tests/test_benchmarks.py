@@ -17,6 +17,7 @@ from tests.pico import pico_base
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = {
+    "images": {"matrix", "vs_diffusers", "vs_diffusers_cached", "depth_8_1", "smaller"},
     "stream": {"new_vs_retrain", "kept_vs_retrain", "cost_ratio", "forgetting_vs_naive"},
     "contributors": {"inherited_worse", "min_gain_ratio"},
     "refresh": {"cost_ratio", "exam_ratio"},

@@ -316,7 +316,7 @@ def test_detection_takes_the_first_format_that_most_rows_fit():
     assert detect([chat(prompt="a", completion="b")]) == "chat"
     assert detect([chat(), {"text": "a"}, {"text": "b"}]) == "text"
     assert detect([{"a": 1}, {"messages": None}]) is None
-    assert list(FORMATS) == ["chat", "sharegpt", "alpaca", "completion", "text"]
+    assert list(FORMATS) == ["chat", "sharegpt", "alpaca", "completion", "images", "text"]
 
 
 def test_a_named_format_is_not_guessed(tmp_path):

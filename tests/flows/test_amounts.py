@@ -7,14 +7,14 @@ import pytest
 from lamina.core.machine import age
 from lamina.core.recipe import Recipe
 from lamina.data.read import read
-from lamina.flows import job, probe
+from lamina.flows import job, modality, probe
 from lamina.flows.amounts import of_training
 from lamina.flows.learn import execute, prepare
 from lamina.plan.time import amounts, estimate
 from lamina.stack import compile as compiling
 from lamina.stack.compile import compile_stack
 from lamina.stack.resolve import resolve
-from lamina.train import loop
+from lamina.train import text_lesson
 from tests.flows.world import Said, request, write_rows
 
 pytestmark = pytest.mark.slow  # whole verbs, again and again
@@ -55,14 +55,17 @@ def test_the_loop_does_what_was_said(store, tmp_path, monkeypatch, way, on, word
 
     watch = Said()
     monkeypatch.setattr(
-        loop, "backward", counted(loop.backward, passes, lambda model, rows, *_: rows)
+        text_lesson, "backward", counted(text_lesson.backward, passes, lambda model, rows, *_: rows)
     )
     monkeypatch.setattr(
-        loop, "mean_loss", counted(loop.mean_loss, looks, lambda model, batches, crew: batches)
+        text_lesson,
+        "mean_loss",
+        counted(text_lesson.mean_loss, looks, lambda model, batches, crew: batches),
     )
     counting = counted(compile_stack, loads, lambda store, stack, **_: bool(stack.layers))
     monkeypatch.setattr(job, "compile_stack", counting)
     monkeypatch.setattr(compiling, "compile_stack", counting)
+    monkeypatch.setattr(modality, "compile_stack", counting)
     execute(store, prepare(store, asked, watch), watch)
     assert found.steps == len(passes)
     assert found.learned.tokens == sum(len(row) for rows in passes for row in rows)

@@ -11,7 +11,7 @@ from lamina.core.seeds import derive
 from lamina.lowrank.attach import attached
 from lamina.tokens.batch import collate
 from lamina.tokens.pack import plan_batches
-from lamina.train import checkpoint, loop
+from lamina.train import checkpoint, loop, text_lesson
 from lamina.train.held_out import mean_loss
 from lamina.train.job import fresh_factors
 from lamina.train.loop import LEAST_JUDGES, MOST_SKIPPED
@@ -253,7 +253,7 @@ def test_an_infinite_stack_is_refused_before_the_first_step(tmp_path):
 
 def test_a_loss_that_becomes_nan_is_never_the_best(tmp_path, monkeypatch):
     losses = iter([2.0, 1.5, float("nan"), float("nan"), 1.7])
-    monkeypatch.setattr(loop, "mean_loss", lambda *_: next(losses))
+    monkeypatch.setattr(text_lesson, "mean_loss", lambda *_: next(losses))
     outcome, events = run(job(tmp_path, steps=50, eval_every=1, patience=3))
     assert (outcome.progress.best_step, outcome.progress.best_loss) == (1, 1.5)
     assert outcome.progress.stopped == "patience"

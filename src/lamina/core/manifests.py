@@ -115,7 +115,7 @@ class BaseConfig(Value):
     tokenizer: Digest
     template: Digest
     family: str
-    """transformers' `model_type`."""
+    """transformers' `model_type`, or the class of a diffusers pipeline."""
     parameters: int
     dtype: str
     vocab_size: int
@@ -127,6 +127,8 @@ class BaseConfig(Value):
     too, so that a quantised base has an identity of its own."""
     made_from: Digest | None = None
     """Identity of the base that it was quantised from."""
+    modality: Literal["image"] | None = None
+    """What it makes; None for text."""
 
     @property
     def identity(self) -> str:

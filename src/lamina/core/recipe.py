@@ -15,8 +15,20 @@ AS_IT_FITS: dict[str, object] = {"pass_tokens": None, "checkpointing": False}
 
 Scaling = Literal["lora", "rslora"]
 Overlong = Literal["split", "truncate", "refuse"]
-ScorerName = Literal["loss", "exact", "numeric", "choice", "tool_call"]
+ScorerName = Literal[
+    "loss", "exact", "numeric", "choice", "tool_call", "denoise", "retrieve", "colour"
+]
 Rank = Annotated[int, Field(ge=1, le=4096)]
+
+
+class Diffusion(Value):
+    """What of a recipe is about images alone."""
+
+    min_snr: Annotated[float, Field(ge=0)] = 5.0
+    """Errors at little noise count as if the signal were at most this many times the noise
+    (arXiv:2303.09556); 0: all errors count the same."""
+    dropped: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of captions left out, so that guidance goes on to work (arXiv:2207.12598)."""
 
 
 class Recipe(Value):
@@ -106,6 +118,8 @@ class Recipe(Value):
     cost less. 0: all of them."""
     exams: tuple[ScorerName, ...] | None = None
     """Scorers of the layer's own exam; None picks them from the data."""
+    diffusion: Diffusion | None = None
+    """Over an image base; None: its defaults."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Dtype of the products; factors and optimiser state are always float32."""

@@ -1,4 +1,4 @@
-"""An example: one conversation, or one piece of plain text, that a model can learn from.
+"""An example: one conversation, piece of plain text or captioned image that a model can learn from.
 
 `Example.to_json` writes the OpenAI chat form and `Example.from_json` reads it back unchanged. Both
 are about form only; whether a row is worth training on is decided by `readers.chat`.
@@ -12,6 +12,7 @@ from typing import Any, Literal, Self, get_args
 from lamina.core.digest import compact_json, digest_json
 from lamina.core.errors import DataError
 from lamina.core.values import Value
+from lamina.data.images import carried_fault
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[str, ...] = get_args(Role)
@@ -51,7 +52,7 @@ class Message(Value):
 
 
 class Example(Value):
-    """A row of training data. It has either `messages` or `text`."""
+    """A row of training data. It has `messages`, or `text`, or `text` with the `image` it is of."""
 
     messages: tuple[Message, ...] = ()
     tools: tuple[str, ...] = ()
@@ -66,7 +67,9 @@ class Example(Value):
     """Right tool calls, compact JSON: `[{"function": {"argument": [accepted values]}}]`; `""`
     among the accepted values means that the argument may be left out; `[]`: no call is right."""
     text: str | None = None
-    """Plain text to continue."""
+    """Plain text to continue; the caption where there is an `image`."""
+    image: str | None = None
+    """An image file in base64 (see `images`)."""
 
     @property
     def answer(self) -> Message | None:
@@ -83,14 +86,22 @@ class Example(Value):
         """What stands before the first assistant turn; everything where there is none."""
         return self.messages[: self._turn(last=False)]
 
+    @property
+    def matter(self) -> str | None:
+        """What a row without messages is about: its image, where it has one, else its text."""
+        return self.text if self.image is None else self.image
+
     def content_digest(self) -> str:
-        """sha256 of what decides training: messages, tools and text."""
+        """sha256 of what decides training: messages, tools, text and image."""
         messages = [message.to_json() for message in self.messages]
-        return digest_json({"messages": messages, "tools": list(self.tools), "text": self.text})
+        found = {"messages": messages, "tools": list(self.tools), "text": self.text}
+        return digest_json(found if self.image is None else found | {"image": self.image})
 
     def to_json(self) -> dict[str, Any]:
         """A row in OpenAI chat form, or `{"text": …}`; fields that say nothing are left out."""
         found: dict[str, Any] = {} if self.text is None else {"text": self.text}
+        if self.image is not None:
+            found["image"] = self.image
         if self.messages or self.text is None:
             found["messages"] = [message.to_json() for message in self.messages]
         if self.tools:
@@ -119,6 +130,7 @@ class Example(Value):
             "answer_index": _index(row.get("answer_index"), len(choices), faults),
             "accept_calls": _accepted_calls(row.get("accept_calls"), faults),
             "text": None if text is None else _text(text, "text", faults),
+            "image": _image(row.get("image"), text, faults),
         }
         if faults:
             raise DataError("this row cannot be used", faults=faults)
@@ -290,6 +302,20 @@ def _text_or_number(value: Any, where: str, faults: list[str]) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return json.dumps(value)
     return _text(value, where, faults)
+
+
+def _image(value: Any, caption: Any, faults: list[str]) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        faults.append(f"image: {kind(value)}, not a file in base64")
+        return None
+    fault = carried_fault(value)
+    if fault is not None:
+        faults.append(f"image: {fault}")
+    if not isinstance(caption, str) or not caption.strip():
+        faults.append("image: no caption (text) beside it")
+    return value
 
 
 def _index(value: Any, choices: int, faults: list[str]) -> int | None:

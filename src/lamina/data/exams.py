@@ -2,7 +2,7 @@
 
 What each scorer needs: `loss` the full `example`; `exact` and `numeric` the prompt and `accept`;
 `choice` the prompt, `choices` and which is `right`; `tool_call` the prompt, `tools` and
-`accept_calls`.
+`accept_calls`; `denoise`, `retrieve` and `colour` the full `example`, with its image.
 """
 
 import json
@@ -122,10 +122,12 @@ def _full_example(row: Any, faults: list[str]) -> Example | None:
 def default_scorers(examples: Sequence[Example]) -> tuple[ScorerName, ...]:
     """The scorers that suit these rows.
 
-    Always `loss`; `tool_call` when most rows end in a tool call or say which calls are right;
-    `exact` when rows carry `accept`; `numeric` when most answers end in `#### N`; `choice` when
-    rows carry `choices` and the right one is known.
+    Of images `denoise` and `retrieve`. Else always `loss`; `tool_call` when most rows end in a
+    tool call or say which calls are right; `exact` when rows carry `accept`; `numeric` when most
+    answers end in `#### N`; `choice` when rows carry `choices` and the right one is known.
     """
+    if any(example.image for example in examples):
+        return ("denoise", "retrieve")
     most = len(examples) / 2
     found: list[ScorerName] = []
     if sum(_tool_call_item(example) is not None for example in examples) > most:
@@ -162,6 +164,9 @@ def _questions(examples: Iterable[Example], scorer: ScorerName) -> tuple[ExamIte
         "numeric": _numeric_item,
         "choice": _choice_item,
         "tool_call": _tool_call_item,
+        "denoise": _image_item,
+        "retrieve": _image_item,
+        "colour": _image_item,
     }
     made = [(example, makers[scorer](example)) for example in examples]
     if scorer in ("exact", "numeric") and any(item and example.accept for example, item in made):
@@ -207,6 +212,10 @@ def _answer_text(example: Example) -> str:
 
 def _says_text(example: Example) -> bool:
     return example.answer is not None and not example.answer.tool_calls
+
+
+def _image_item(example: Example) -> ExamItem | None:
+    return ExamItem(example=example) if example.image else None
 
 
 def _exact_item(example: Example) -> ExamItem | None:

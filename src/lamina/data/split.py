@@ -3,7 +3,8 @@
 The question is what stands before a row's *first* answer (all of a plain text). Every answer of a
 conversation is trained on, so two rows that start with the same question would share a supervised
 question; by this hash they never end up on two sides, whatever their answers, and neither do a
-conversation and a longer version of it.
+conversation and a longer version of it. Of an image, the image is the question: it may have
+several captions.
 """
 
 from collections import defaultdict
@@ -73,11 +74,13 @@ def _by_question(
     """Indices of the rows of each question, by the hex digits of its hash."""
     found: dict[str, list[int]] = defaultdict(list)
     for index, example in enumerate(examples):
-        digest = question_digest(question(example), example.text)
+        digest = question_digest(question(example), example.matter)
         found[digest.removeprefix("sha256:")].append(index)
     return found
 
 
 def question_digest(messages: Sequence[Message], text: str | None = None) -> Digest:
-    """Of a question alone: two rows with one question and different answers share it."""
+    """Of a question alone: two rows with one question and different answers share it.
+
+    `text`: the `matter` of a row without messages."""
     return digest_json({"messages": [message.to_json() for message in messages], "text": text})

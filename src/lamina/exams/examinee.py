@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
+from lamina.core.errors import DataError
 from lamina.data.example import Example, Message
 
 Progress = Callable[[int, int], None]
@@ -48,3 +49,33 @@ class Examinee(Protocol):
 
     def choice_scores(self, prompt: Prompt, choices: Sequence[str]) -> Sequence[Likelihood]:
         """Of each choice as the answer to `prompt`: its own tokens only, in order."""
+
+
+@runtime_checkable
+class Painter(Protocol):
+    """What a stack that draws can do besides. Deterministic too."""
+
+    def denoising(self, examples: Sequence[Example], progress: Progress) -> Sequence[Likelihood]:
+        """Of each image: summed mean squared errors of what is said to be noise in it, and at how
+        many noises."""
+
+    def caption_scores(self, example: Example, captions: Sequence[str]) -> Sequence[Likelihood]:
+        """The same of one image under each of several captions."""
+
+    def colours_drawn(
+        self, captions: Sequence[str], progress: Progress
+    ) -> Sequence[Sequence[float]]:
+        """Mean colours, square by square, of what is drawn for each caption."""
+
+    def colours_of(self, examples: Sequence[Example]) -> Sequence[Sequence[float]]:
+        """The same of images."""
+
+
+def painter(examinee: Examinee) -> Painter:
+    """An examinee that draws. Raises DataError for one that talks."""
+    if not isinstance(examinee, Painter):
+        raise DataError(
+            "a stack that talks cannot be examined on images",
+            hint="leave these exams out, or examine a stack over an image base",
+        )
+    return examinee

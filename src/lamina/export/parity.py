@@ -18,6 +18,7 @@ class Parity:
     max_rel: float
     limit: float
     prompts: int
+    measure: str = "largest relative difference of logits"
 
     @property
     def ok(self) -> bool:
@@ -28,7 +29,7 @@ class Parity:
         """Return self, or raise CheckError when the difference is beyond the limit."""
         if not self.ok:
             raise CheckError(
-                f"{what} is not the stack it was made from: logits differ by {self.max_rel:.2e}, "
+                f"{what} is not the stack it was made from: {self.measure} is {self.max_rel:.2e}, "
                 f"the limit is {self.limit:.0e}",
                 hint="nothing was written; please report this",
             )
@@ -38,7 +39,7 @@ class Parity:
         """For the certificate."""
         return {
             "ok": self.ok,
-            "measure": "largest relative difference of logits",
+            "measure": self.measure,
             "value": self.max_rel,
             "limit": self.limit,
             "prompts": self.prompts,

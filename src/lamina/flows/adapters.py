@@ -10,20 +10,17 @@ from lamina.core.errors import UsageError
 from lamina.core.files import atomic_directory, atomic_write
 from lamina.core.report import Reporter
 from lamina.core.version import __version__
-from lamina.data.example import Message
-from lamina.flows import credit, licensing, to_llama, to_python
+from lamina.flows import credit, licensing, to_diffusers, to_llama, to_python
 from lamina.flows.card import card
 from lamina.flows.credit import contributors
 from lamina.flows.licensing import licences_of
+from lamina.flows.modality import PROBE, draws
 from lamina.flows.outbound import CERTIFICATE, FOLDER, Job, Made, Probe
 from lamina.flows.questions import probe_prompts
 from lamina.share.card import FILE as CARD
 from lamina.share.card_facts import Form
 from lamina.stack.resolve import ResolvedStack, resolve
 from lamina.store.layout import Store
-
-PROBE = (Message(role="user", content="Name three colours and one number."),)
-"""Asked in the parity check beside the exams' own questions."""
 
 
 def export(
@@ -52,6 +49,14 @@ def export(
     if directory.exists():
         raise UsageError(f"{directory} exists already", hint="give a folder that does not exist")
     stack = resolve(store, text)
+    if draws(stack) != (target in _OF_IMAGES):
+        fitting = [each for each in _TARGETS if (each in _OF_IMAGES) == draws(stack)]
+        raise UsageError(
+            f"{text} {'draws' if draws(stack) else 'talks'}: it cannot be exported to {target}",
+            hint=f"targets for it: {', '.join(sorted(fitting))}",
+        )
+    if target == "diffusers-base" and stack.layers:
+        raise UsageError(f"{text} has layers", hint="export them with --to diffusers")
     licences = licences_of(
         store,
         stack,
@@ -106,4 +111,8 @@ _TARGETS: dict[Form, Callable[[Job], Made]] = {
     "ollama": to_llama.ollama,
     "vllm": to_python.vllm,
     "mlx": to_python.mlx,
+    "diffusers": to_diffusers.diffusers,
+    "diffusers-base": to_diffusers.pipeline,
+    "kohya": to_diffusers.kohya,
 }
+_OF_IMAGES = ("diffusers", "diffusers-base", "kohya")

@@ -18,7 +18,7 @@ from lamina.flows import fitting, learn, rehearsal, runs
 from lamina.flows.examine import on_record
 from lamina.flows.examinee import BATCH_TOKENS
 from lamina.flows.examinee import MAX_LENGTH as EXAM_LENGTH
-from lamina.flows.job import pools_of
+from lamina.flows.pools import pools_of
 from lamina.flows.questions import carried
 from lamina.plan.memory import Setting, Shapes, Work
 from lamina.plan.time import Run, Tokens, of_passes
@@ -98,8 +98,8 @@ def of_training(
 
 def _training(spec: runs.RunSpec, shapes: Shapes, rows: fitting.Rows) -> Run:
     recipe = spec.recipe
-    own, pools = rows.train.rows, pools_of(spec, rows)
-    old = [row for pool in pools for row in pool.rows]
+    own, pools = rows.train.rows, pools_of(spec, rows.older, rows.parents)
+    old = [*rows.older, *rows.parents]
     every = (*own, *old)
     plan = Plan(recipe, every, len(own), pools)
     steps = planned_steps(recipe, plan.first_pass)

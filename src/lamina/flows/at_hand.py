@@ -74,6 +74,6 @@ def all_rows(
         whole = whole and rows is not None
         asked: dict[str, list[Example]] = {}
         for row in rows or ():
-            asked.setdefault(question_digest(row.prompt, row.text), []).append(row)
+            asked.setdefault(question_digest(row.prompt, row.matter), []).append(row)
         found |= {question: same for question, same in asked.items() if question not in found}
     return tuple(row for same in found.values() for row in same), whole

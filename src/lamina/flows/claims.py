@@ -7,7 +7,7 @@ from lamina.core.evidence import ScoresEvidence
 from lamina.core.proposals import Claim, Measured
 from lamina.exams.report import score_of, value_text
 from lamina.exams.runner import ExamResult
-from lamina.flows.examine import ENGINE
+from lamina.flows.examine import engine_of
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def _identical(result: ExamResult, told: Sequence[ScoresEvidence]) -> bool | Non
     same = [
         each.items
         for each in told
-        if each.engine == ENGINE and (each.exam_digest, each.scorer) == (spec.items, spec.scorer)
+        if each.engine == engine_of(each.scorer)
+        and (each.exam_digest, each.scorer) == (spec.items, spec.scorer)
     ]
     return items in same if same else None
 

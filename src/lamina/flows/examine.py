@@ -29,6 +29,16 @@ ENGINE = digest_json({"dtype": "bfloat16", "sampling": "greedy", "version": 2})
 changes."""
 
 
+PAINTING = digest_json({"dtype": "float32", "noise": "fixed", "version": 1})
+"""The same of what is asked of images."""
+_OF_IMAGES = frozenset({"denoise", "retrieve", "colour"})
+
+
+def engine_of(scorer: str) -> str:
+    """What decides an answer that this scorer judges, besides stack and questions."""
+    return PAINTING if scorer in _OF_IMAGES else ENGINE
+
+
 @dataclass(frozen=True)
 class Examination:
     """A stack's results beside another's, and what the gate makes of it."""
@@ -116,7 +126,7 @@ def sit(
             exam_digest=exam.digest,
             scorer=exam.spec.scorer,
             max_new_tokens=exam.spec.max_new_tokens,
-            engine=ENGINE,
+            engine=engine_of(exam.spec.scorer),
             items=tuple(
                 (item.value, item.weight, None if exam.spec.private else item.answer)
                 for item in items
@@ -135,11 +145,11 @@ def sit(
 
     def examinee() -> Examinee:
         # torch: what is on record is looked up without it
-        from lamina.flows.examinee import StackExaminee
-        from lamina.stack.compile import compile_stack, device_at_hand, gpu_at_hand
+        from lamina.flows.modality import examinee_of
+        from lamina.stack.compile import gpu_at_hand
 
         clock.begin(gpu_at_hand())
-        return StackExaminee(compile_stack(store, stack, device=device_at_hand()))
+        return examinee_of(store, stack)
 
     return run(
         exams,
@@ -178,7 +188,7 @@ def on_record(store: Store, stack: str, *, own: bool) -> dict[tuple[str, str, in
     return {
         (item.exam_digest, item.scorer, item.max_new_tokens): item
         for item in store.evidence(stack, SCORES_TYPE, ScoresEvidence, own=own)
-        if item.engine == ENGINE
+        if item.engine == engine_of(item.scorer)
     }
 
 

@@ -15,6 +15,8 @@ from lamina.core.errors import CheckError, MissingPartError
 from lamina.core.report import Reporter
 from lamina.data.example import Message
 from lamina.export.parity import Parity, compare, logits_of
+from lamina.flows import to_diffusers
+from lamina.flows.modality import draws, probes_of, sayings
 from lamina.flows.outbound import Probe
 from lamina.flows.questions import probe_prompts
 from lamina.flows.to_python import load_peft
@@ -64,6 +66,8 @@ def prove(
     An adapter is loaded by PEFT itself, a checkpoint by its own weights. Raises CheckError where
     an import that should be exact is another model.
     """
+    if draws(stack):
+        return _prove_images(store, stack, base, adapter, placed, reporter)
     if base.packed:
         return Proof(None, f"the base is in {base.packed}: its adapters are not compared", 0.0)
     if too_large(base.directory, torch.float32):
@@ -84,6 +88,35 @@ def prove(
         raise CheckError(
             "the layer is not what its source computes: logits differ by "
             f"{parity.max_rel:.2e}, the limit is {parity.limit:.0e}",
+            hint="nothing was stored; please report this, with what wrote the file",
+        )
+    return Proof(parity, None, effect, 0.0 if placed.exact else parity.max_rel)
+
+
+def _prove_images(
+    store: Store,
+    stack: ResolvedStack,
+    base: Beneath,
+    adapter: Adapter,
+    placed: Placed,
+    reporter: Reporter,
+) -> Proof:
+    """The same of images: drawn by us, and by diffusers with the file itself."""
+    reporter.event({"event": "examining", "text": "drawing, and having diffusers draw"})
+    ours = compile_stack(store, stack, dtype=torch.float32)
+    probes = probes_of(store, stack)
+    before = sayings(ours, probes)
+    fold_into(ours.linears, placed.factors)
+    effect = compare(before, sayings(ours, probes), torch.float32).max_rel
+    captions = [each for each in probes if isinstance(each, str)]
+    try:
+        parity = to_diffusers.prove_file(base, adapter.files[0], ours, captions)
+    except MissingPartError as error:
+        return Proof(None, error.message, effect)
+    if placed.exact and not parity.ok:
+        raise CheckError(
+            f"the layer is not what its source is: {parity.measure} is {parity.max_rel:.2e}, the "
+            f"limit is {parity.limit:.0e}",
             hint="nothing was stored; please report this, with what wrote the file",
         )
     return Proof(parity, None, effect, 0.0 if placed.exact else parity.max_rel)

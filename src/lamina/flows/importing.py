@@ -20,10 +20,11 @@ from lamina.flows import runs
 from lamina.flows.import_proof import Proof, prove
 from lamina.flows.import_source import known_as, located, work_folder
 from lamina.flows.landing import adapter_blobs, gate_and_name, land
+from lamina.flows.modality import draws
 from lamina.flows.naming import new_name
 from lamina.imports import checkpoint, gguf_lora, kohya, mlx, peft
 from lamina.imports.adapter import WORDS, Adapter, shown
-from lamina.imports.base import Beneath, beneath
+from lamina.imports.base import Beneath, beneath, beneath_image
 from lamina.imports.detect import detect, parse_kind
 from lamina.imports.place import How, Placed, place
 from lamina.stack.compile import base_directory, layer_factors
@@ -77,11 +78,12 @@ def take_in(store: Store, request: Request, reporter: Reporter) -> dict[str, Any
         kind, path = (asked, path) if asked else detect(path)
         if kind in ("peft", "mlx") and path.is_file():
             path = path.parent
-        base = beneath(
-            base_directory(store, stack.base),
-            [layer_factors(store, layer) for layer in stack.layers],
-            stack.base_config.quantised,
-        )
+        directory = base_directory(store, stack.base)
+        layers = [layer_factors(store, layer) for layer in stack.layers]
+        if draws(stack):
+            base = beneath_image(directory, layers)
+        else:
+            base = beneath(directory, layers, stack.base_config.quantised)
         adapter = _read(kind, path, base, Path(temporary))
         reporter.say(f"{shown(path.resolve().name)}: a {WORDS[kind]}")
         for note in (*adapter.notes, *_about_base(adapter, stack)):
@@ -282,8 +284,8 @@ def _proof_lines(proof: Proof, placed: Placed) -> list[str]:
         lines.append(f"NOT PROVED: {proof.unproved}")
     elif placed.exact:
         lines.append(
-            f"the same model as its source: logits differ by {proof.parity.max_rel:.1e} of the "
-            f"largest, on {proof.parity.prompts} prompts"
+            f"the same model as its source: {proof.parity.measure} is "
+            f"{proof.parity.max_rel:.1e}, on {proof.parity.prompts} prompts"
         )
     else:
         lines.append(

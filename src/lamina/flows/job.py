@@ -15,11 +15,11 @@ from lamina.bases.sharded import shards_of
 from lamina.bases.streamed import reading_cost
 from lamina.core import heap
 from lamina.core.digest import digest_json
-from lamina.core.errors import DataError, LaminaError
+from lamina.core.errors import DataError, LaminaError, UsageError
 from lamina.core.manifests import Descriptor
-from lamina.core.recipe import Recipe
 from lamina.core.report import Reporter
-from lamina.flows import fitting, rehearsal, runs, work
+from lamina.flows import fitting, painting, rehearsal, runs, work
+from lamina.flows.pools import pools_of
 from lamina.flows.trained import land
 from lamina.stack.compile import (
     DTYPES,
@@ -37,7 +37,6 @@ from lamina.train.crew import Alone, Crew
 from lamina.train.events import EventLog
 from lamina.train.job import Job, Shared
 from lamina.train.loop import train
-from lamina.train.rehearse import Pool, Taught
 
 
 def train_and_land(
@@ -69,10 +68,15 @@ def train_in_crew(
     """The same as one of a crew that shares the store: worker 0 writes, the others get None."""
     began = time.perf_counter()
     first = crew.rank == 0
+    draws = beneath.base_config.modality == "image"
     try:
-        rows = rows_of(store, run, spec, base_format(store, beneath), beneath)
-        encoded = time.perf_counter()
-        fitted = fitting.fit(store, run, spec, beneath, rows, reporter, crew=crew)
+        rows, encoded, fitted = None, began, fitting.Fitted(spec)
+        if not draws:
+            if spec.recipe.diffusion is not None:
+                raise UsageError("the recipe's diffusion is about images", hint="leave it out")
+            rows = rows_of(store, run, spec, base_format(store, beneath), beneath)
+            encoded = time.perf_counter()
+            fitted = fitting.fit(store, run, spec, beneath, rows, reporter, crew=crew)
         spec, stored = fitted.spec, fitted.spec.stream or fitted.held == "stored"
         reporter.say(f"folding {len(beneath.layers)} layers into a copy of the base")
         compiled = compile_stack(
@@ -86,12 +90,15 @@ def train_in_crew(
         say_reading(compiled, reporter)
         shards = shards_of(compiled.linears.values())
         crew.hold(shards)
-        job, counts = job_of(store, run, spec, compiled, rows)
+        if draws:
+            job, counts = painting.job_of(store, run, spec, compiled, reporter)
+        else:
+            job, counts = job_of(store, run, spec, compiled, rows)
     except LaminaError:
         if crew.size == 1 and not (run.directory / runs.EVENTS).exists():
             shutil.rmtree(run.directory)  # nothing was trained; the request itself was wrong
         raise
-    _say_counts(counts, reporter)
+    _say_counts(counts, reporter, "places of latents" if draws else "tokens")
     events = EventLog(run.directory / runs.EVENTS if first else None, reporter.event)
     events.emit(
         "ready",
@@ -102,7 +109,7 @@ def train_in_crew(
         events.emit(
             "shards", workers=crew.size, bytes=shards.bytes, bytes_per_worker=shards.share_bytes
         )
-    shared = None if spec.private else _shared(store, compiled)
+    shared = None if spec.private or draws else _shared(store, compiled)
     job = replace(job, prefix_memory=fitted.prefix_memory, shared=shared)
     outcome = train(job, events, should_stop, crew)
     try:
@@ -152,7 +159,7 @@ def job_of(
         model=compiled.model,
         linears=linears,
         rows=rows.train.rows,
-        rehearsal=pools_of(spec, rows),
+        rehearsal=pools_of(spec, rows.older, rows.parents),
         eval_rows=rows.held,
         recipe=recipe,
         pad_id=compiled.pad_id,
@@ -186,26 +193,8 @@ def rows_of(
     return fitting.Rows(train_set, held, older, parents)
 
 
-def pools_of(spec: runs.RunSpec, rows: fitting.Rows) -> tuple[Pool, ...]:
-    """A run's old rows: those of the layer's own older versions, and those of the layers beneath.
-
-    An update's recipe is about the first. The others keep the share that a new layer gives them,
-    and teach what the stack says of them.
-    """
-    recipe = spec.recipe
-    taught: Taught = "labels" if recipe.rehearse == "labels" else "stack"
-    by: dict[str, Taught] = {"updated": "stack", "distilled": "parents"}
-    share = recipe.rehearsal
-    if spec.origin == "updated":
-        share = min(share, Recipe().rehearsal)
-    return (
-        Pool(rows.older, recipe.rehearsal, taught),
-        Pool(rows.parents, share, by.get(spec.origin, taught)),
-    )
-
-
-def _say_counts(counts: EncodeReport, reporter: Reporter) -> None:
-    reporter.say(f"{counts.tokens} tokens, {counts.supervised_tokens} of them supervised")
+def _say_counts(counts: EncodeReport, reporter: Reporter, what: str) -> None:
+    reporter.say(f"{counts.tokens} {what}, {counts.supervised_tokens} of them supervised")
     if counts.overlong:
         reporter.say(
             f"{counts.overlong} rows are longer than max_length: {counts.windows} windows, "

@@ -71,6 +71,13 @@ class Learned:
     growth: Growth | None = None
     """Where it was trained anew although an update would have done: how its rows had grown."""
 
+    @property
+    def next_command(self) -> str:
+        """What a person may want to type now."""
+        if self.stack.base_config.modality == "image":
+            return f'lamina draw {self.stack.label} "…"'
+        return f"lamina chat {self.config.name}"
+
 
 def prepare(store: Store, request: Request, reporter: Reporter, *, go_on: bool = False) -> runs.Run:
     """Read and split the data, write the run's folder. Nothing is trained yet.
@@ -83,6 +90,8 @@ def prepare(store: Store, request: Request, reporter: Reporter, *, go_on: bool =
     name = new_name(store, request.name)
     rehearsal.asked_for(request.rehearsal_set, private=request.private)
     beneath = resolve(store, request.on, force=request.force)
+    if beneath.base_config.modality == "image":
+        request = _of_images(request, reporter)
     dataset = read(
         request.data,
         format=request.format,
@@ -129,6 +138,19 @@ def _split(dataset: Dataset, request: Request) -> Split:
     whole = read((*request.data, *request.beside), format=request.format, skip_bad=request.skip_bad)
     parts, own = split(whole.examples, share, most), set(map(seen.mark, dataset.examples))
     return replace(parts, train=tuple(row for row in parts.train if seen.mark(row) in own))
+
+
+def _of_images(request: Request, reporter: Reporter) -> Request:
+    """The same where a stack draws: it writes no rows in place of private ones."""
+    if request.rehearsal_set == "synthesised":
+        raise UsageError(
+            f"{request.on} draws: it writes no rows in place of its own",
+            hint="--rehearsal-set sample, or none",
+        )
+    if not request.private or request.rehearsal_set is not None:
+        return request
+    reporter.say("private images: nothing travels for whoever trains above")
+    return replace(request, rehearsal_set="none")
 
 
 def spec_of(

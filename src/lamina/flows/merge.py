@@ -22,17 +22,17 @@ from lamina.core.names import Name
 from lamina.core.report import Reporter
 from lamina.exams.report import Matrix, matrix, render_matrix
 from lamina.exams.runner import ExamResult
-from lamina.export.parity import Parity, compare, logits_of
+from lamina.export.parity import Parity, compare
 from lamina.flows import landing, runs
-from lamina.flows.adapters import PROBE
 from lamina.flows.contributions import Contribution, contributions, versions_of_one_layer
 from lamina.flows.examine import sit
 from lamina.flows.inventory import certificate_lines
 from lamina.flows.joined import land_computed
 from lamina.flows.licensing import check, works_in
 from lamina.flows.merge_loss import loss_over, rows_of
+from lamina.flows.modality import probes_of, sayings
 from lamina.flows.naming import new_name
-from lamina.flows.questions import carried, probe_prompts
+from lamina.flows.questions import carried
 from lamina.lowrank.attach import fold_into
 from lamina.lowrank.maths import LayerFactors
 from lamina.stack.combine.method import Merged, Method, Options
@@ -231,9 +231,7 @@ def _fold_exactly(
 
 def _logits(store: Store, plan: _Plan, compiled: Compiled) -> list[Tensor]:
     """On the questions of all exams that the merged stacks carry."""
-    asked = dict.fromkeys(each for part in plan.parts for each in probe_prompts(store, part.stack))
-    prompts = [compiled.format.prompt_ids(*each) for each in [(PROBE, ()), *asked]]
-    return logits_of(compiled.model, prompts)
+    return sayings(compiled, probes_of(store, *(part.stack for part in plan.parts)))
 
 
 def _land(

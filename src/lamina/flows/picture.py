@@ -81,7 +81,7 @@ def _first(found: list[Cell]) -> dict[str, Any] | None:
 def _base(store: Store, name: str, base: Descriptor) -> dict[str, Any]:
     known = facts(store, name, base)
     keys = ("name", "identity", "family", "parameters", "dtype", "quantised", "licence", "bytes")
-    return {key: known[key] for key in (*keys, "source")}
+    return {key: known[key] for key in (*keys, "source", "modality")}
 
 
 def picture(store: Store, text: str) -> dict[str, Any]:

@@ -191,7 +191,8 @@ def _subject(store: Store | None, on: str) -> tuple[Architecture, ResolvedStack 
     if on in EXAMPLES:
         return architecture(EXAMPLES[on]), None
     path = Path(on)
-    if path.is_dir() or path.suffix == ".json":
+    known = store is not None and on in store.bases()
+    if not known and (path.is_dir() or path.suffix == ".json"):
         return architecture(_config(path / CONFIG if path.is_dir() else path)), None
     if store is None:
         raise UnknownNameError(
@@ -199,6 +200,11 @@ def _subject(store: Store | None, on: str) -> tuple[Architecture, ResolvedStack 
             hint=f"a folder with {CONFIG}, a .json file, or one of {', '.join(EXAMPLES)}",
         )
     stack = resolve(store, on)
+    if stack.base_config.modality == "image":
+        raise UsageError(
+            f"what training over {on} takes is not predicted: it draws",
+            hint="a few steps tell: lamina train … --steps 10",
+        )
     blob = store.manifest(stack.base.digest).blob(CONFIG)
     if blob is None:
         raise UsageError(f"the base of {on} has no {CONFIG}", hint="pull it again")

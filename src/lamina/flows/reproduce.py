@@ -17,8 +17,9 @@ from lamina.data.example import Example
 from lamina.data.provenance import content_digest
 from lamina.data.read import read
 from lamina.data.split import split
-from lamina.flows import at_hand, descent, rehearsal, runs, seen_rows, update
+from lamina.flows import at_hand, descent, painting, rehearsal, runs, seen_rows, update
 from lamina.flows.job import job_of
+from lamina.flows.modality import draws
 from lamina.flows.trained import layer_object
 from lamina.stack.compile import DTYPES, compile_stack, device_at_hand
 from lamina.stack.resolve import ResolvedLayer, of_descriptor, resolve
@@ -142,7 +143,10 @@ def reproduce(
         compiled = compile_stack(
             store, beneath, dtype=DTYPES[config.recipe.dtype], device=device_at_hand()
         )
-        job, counts = job_of(store, run, spec, compiled)
+        if draws(beneath):
+            job, counts = painting.job_of(store, run, spec, compiled, reporter)
+        else:
+            job, counts = job_of(store, run, spec, compiled)
         job = replace(job, resume_with=f"lamina reproduce {text} (from its start)")
         outcome = train(job, EventLog(None, reporter.event), should_stop)
         again, blobs = layer_object(

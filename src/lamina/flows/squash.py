@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lamina.core.digest import short
 from lamina.core.errors import CheckError, UsageError
@@ -27,21 +26,21 @@ from lamina.core.manifests import Descriptor, StackConfig
 from lamina.core.names import Name, parse_reference
 from lamina.core.report import Reporter
 from lamina.exams.report import comparisons
-from lamina.export.parity import Parity, compare, logits_of
+from lamina.export.parity import Parity, compare
 from lamina.flows import landing, rehearsal, runs
-from lamina.flows.adapters import PROBE
 from lamina.flows.examine import current, sit
 from lamina.flows.inventory import certificate_lines
 from lamina.flows.joined import land_computed
 from lamina.flows.licensing import check, works_in
 from lamina.flows.lineage import moved_on
+from lamina.flows.modality import draws, probes_of, sayings
 from lamina.flows.naming import new_name
-from lamina.flows.questions import carried, probe_prompts
+from lamina.flows.questions import carried
 from lamina.flows.squeeze import PASSES, squeezed
 from lamina.gate.verdict import Policy
 from lamina.lowrank.maths import LayerFactors
 from lamina.lowrank.squash import NOISE, Squashed, discarded_share, relative_error, squash_layers
-from lamina.stack.compile import Compiled, compile_stack, layer_factors
+from lamina.stack.compile import compile_stack, layer_factors
 from lamina.stack.resolve import ResolvedStack, over_base, resolve
 from lamina.store.layout import Store
 
@@ -227,6 +226,10 @@ def _made(
     passes = PASSES if limits.passes is None else limits.passes
     if limits.rank is None or not rows or discarded_share(parts) <= NOISE:
         passes = 0
+    if passes and draws(original):
+        if limits.passes is not None:
+            raise UsageError("what a cut costs images is not made up for", hint="--passes 0")
+        passes = 0
     if passes:
         cut = {module: part.factors for module, part in parts.items()}
         tuned = squeezed(store, original, cut, rows, passes, reporter)
@@ -332,13 +335,9 @@ def _parity(
 ) -> Parity:
     """Both stacks' logits on the exams' own questions, in float32, one model at a time."""
     reporter.event({"event": "examining", "text": f"comparing the logits of {original.label}"})
-    asked = [(PROBE, ()), *probe_prompts(store, original)]
-
-    def answers(compiled: Compiled) -> list[Tensor]:
-        return logits_of(compiled.model, [compiled.format.prompt_ids(*each) for each in asked])
-
-    expected = answers(compile_stack(store, original, dtype=torch.float32))
-    found = answers(compile_stack(store, stack, dtype=torch.float32))
+    asked = probes_of(store, original)
+    expected = sayings(compile_stack(store, original, dtype=torch.float32), asked)
+    found = sayings(compile_stack(store, stack, dtype=torch.float32), asked)
     return compare(expected, found, torch.float32)
 
 

@@ -7,7 +7,7 @@ from lamina.bases.sampling import Sampling
 from lamina.core.errors import UsageError
 from lamina.data.example import Message
 from lamina.flows.trust import Trust, check_stack
-from lamina.stack.compile import Compiled, compile_stack, device_at_hand
+from lamina.stack.compile import Compiled, base_format, compile_stack, device_at_hand
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
 from lamina.tokens.stream import StreamDecoder
@@ -44,6 +44,7 @@ class Conversation:
         found = resolve(self._store, stack)
         if self._trust is not None:
             check_stack(self._store, self._trust, found)
+        base_format(self._store, found)  # a stack that draws is refused before it is loaded
         self._compiled: Compiled = compile_stack(self._store, found, device=device_at_hand())
         self._stream = Stream(self._compiled.model)
 

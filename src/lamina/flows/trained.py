@@ -187,9 +187,10 @@ def hardware_of(model: nn.Module) -> str:
 def flops_of(outcome: Outcome, compiled: Compiled) -> float | None:
     """Useful operations of a run: steps, and the forward passes of evaluations and of rows that
     were only looked at. Below the first trained layer there is no way back. None for a run that
-    began before its supervised tokens were counted."""
+    began before its supervised tokens were counted, and for images, whose linears see each its own
+    number of places."""
     progress = outcome.progress
-    if progress.supervised is None:
+    if progress.supervised is None or compiled.chat is None:
         return None
     sizes = {name: m.in_features * m.out_features for name, m in compiled.linears.items()}
     every = sum(sizes.values())

@@ -249,13 +249,13 @@ def parts_of(
     known = seen_rows.of_layer(store, layer)
     new = [row for row in rows if seen.mark(row) not in known]
     sides = split(new, recipe.held_out, recipe.held_out_max)
-    asked = {question_digest(row.prompt, row.text) for row in new}
+    asked = {question_digest(row.prompt, row.matter) for row in new}
     own = rehearsal.of_layers(store, [layer])
     found, all_old = at_hand.all_rows(store, layer)
     # what travels stands for the versions whose rows are not at hand
     older = found if all_old else (*own, *found)
-    old = {question_digest(row.prompt, row.text): row for row in older}
-    still = [row for row in own if question_digest(row.prompt, row.text) not in asked]
+    old = {question_digest(row.prompt, row.matter): row for row in older}
+    still = [row for row in own if question_digest(row.prompt, row.matter) not in asked]
     exams, dropped = _exams(store, layer, new, sides.held_out, recipe, private=private)
     return Parts(
         train=sides.train,
@@ -287,7 +287,7 @@ def _exams(
 
     A private version withholds all of them: old and new questions are one exam.
     """
-    asked = {question_digest(row.prompt, row.text) for row in new}
+    asked = {question_digest(row.prompt, row.matter) for row in new}
     waiting: list[ScorerName] = []
     if held_out:
         waiting = list(dict.fromkeys(recipe.exams or default_scorers(held_out)))
@@ -335,7 +335,7 @@ def _sealed(spec: ExamSpec, items: Sequence[ExamItem], *, private: bool) -> tupl
 
 
 def _question(item: ExamItem) -> str:
-    return question_digest(item.prompt, item.example.text if item.example else None)
+    return question_digest(item.prompt, item.example.matter if item.example else None)
 
 
 # -- words ---------------------------------------------------------------------------------------

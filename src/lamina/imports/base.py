@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lamina.bases import pipeline
 from lamina.bases.identity import CONFIG, read_json
+from lamina.bases.pipeline_files import INDEX, SEPARATOR
 from lamina.bases.shell import Files, linear_shapes
 from lamina.imports.names import Names
 from lamina.lowrank.maths import Factors, LayerFactors
@@ -75,6 +77,27 @@ def beneath(directory: Path, layers: Sequence[LayerFactors], packed: str | None)
         files=files,
         tensors=Names(files.homes),
         packed=packed,
+    )
+
+
+def beneath_image(directory: Path, layers: Sequence[LayerFactors]) -> Beneath:
+    """The same of an image base: linears and tensors begin with their part's name."""
+    found = pipeline.linears(pipeline.load(directory, dtype=torch.float32).model)
+    shapes = {name: (linear.out_features, linear.in_features) for name, linear in found.items()}
+    parts = {
+        path: f"{path.name.partition(SEPARATOR)[0]}."
+        for path in sorted(directory.glob(f"*{SEPARATOR}*.safetensors"))
+    }
+    files = Files(directory, parts)
+    return Beneath(
+        directory=directory,
+        config=read_json(directory / INDEX),
+        shapes=shapes,
+        linears=Names(shapes),
+        layers=tuple(layers),
+        files=files,
+        tensors=Names(files.homes),
+        packed=None,
     )
 
 

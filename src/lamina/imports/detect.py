@@ -38,6 +38,8 @@ def detect(path: Path) -> tuple[ImportKind, Path]:
     if path.suffix == ".gguf":
         return ("gguf-lora" if gguf_lora.is_adapter(path) else "checkpoint"), path
     keys = list(tensors_of(path))  # refuses pickles
+    if keys and all(map(kohya.OF_IMAGES.fullmatch, keys)):
+        return "kohya", path
     if any(kohya.PART.fullmatch(key) or ".hada_" in key or ".lokr_" in key for key in keys):
         return "kohya", path
     if any(".lora_A." in key or ".lora_B." in key for key in keys):

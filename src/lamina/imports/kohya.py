@@ -2,12 +2,15 @@
 
 kohya:     `lora_te_<name>.lora_down.weight` (R, I), `.lora_up.weight` (O, R), `.alpha` (a number):
            scale = alpha / R, or 1 without alpha; <name> is a module's with `_` for `.`.
-diffusers: `<module>.lora_linear_layer.down.weight`, `.up.weight`, or `<module>.lora.down.weight`.
+diffusers: `<module>.lora_linear_layer.down.weight`, `.up.weight`, or `<module>.lora.down.weight`;
+           of images `unet.<module>.lora_A.weight`, `.lora_B.weight`, whose alpha is in the file's
+           metadata, or is R.
 
 What LyCORIS adds (Hadamard and Kronecker products, convolutions, whole differences) is no low-rank
 sum of a linear, and is refused.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +25,9 @@ PART = re.compile(
     r"(?P<module>.+?)\.(?:lora_|lora_linear_layer\.|lora\.)(?P<side>down|up)\.weight"
     r"|(?P<scaled>.+)\.alpha"
 )
+OF_IMAGES = re.compile(
+    r"(?P<module>(?:unet|transformer|text_encoder)\..+?)\.lora_(?P<side>[AB])\.weight"
+)
 _OTHERS = (
     (re.compile(r"\.hada_"), "a Hadamard product (LoHa)"),
     (re.compile(r"\.lokr_"), "a Kronecker product (LoKr)"),
@@ -30,6 +36,9 @@ _OTHERS = (
     (re.compile(r"\.(?:diff|diff_b)$"), "a whole difference of weights"),
     (re.compile(r"\.(?:on_input|w_norm|b_norm|oft_\w+|scalar)$"), "no low-rank update"),
 )
+_OF_OLD = "text_model."
+"""What stands before CLIP's layers but in transformers 5."""
+_SIDES = {"A": "down", "B": "up"}
 _OWNERS = re.compile(
     r"(?:lora_)?(?:(?:unet|te\d?|transformer|text|model|encoder|language|llm|decoder|base)_)*"
 )
@@ -41,18 +50,21 @@ def read(path: Path, base: Beneath) -> Adapter:
     faults: list[str] = []
     sides: dict[str, dict[str, Stored]] = {}
     for key, tensor in tensors.items():
-        match = PART.fullmatch(key)
+        match = OF_IMAGES.fullmatch(key) or PART.fullmatch(key)
         if match is None:
             faults.append(f"{shown(key)}: {_what(key)}")
-        elif match["scaled"]:
+        elif match.groupdict().get("scaled"):
             sides.setdefault(match["scaled"], {})["alpha"] = tensor
         else:
-            sides.setdefault(match["module"], {})[match["side"]] = tensor
+            side = _SIDES.get(match["side"], match["side"])
+            sides.setdefault(match["module"], {})[side] = tensor
     flat = Flat(base.shapes)
+    said = metadata_of(path)
+    alphas = _alphas(said, faults)
     pairs: dict[str, Pair] = {}
     for name, parts in sorted(sides.items()):
         module = _module(name, flat, base, faults)
-        pair = _pair(name, parts, faults)
+        pair = _pair(name, parts, alphas, faults)
         if module is None or pair is None:
             continue
         if module in pairs:
@@ -62,7 +74,6 @@ def read(path: Path, base: Beneath) -> Adapter:
         faults.append("it touches no module")
     if faults:
         raise LayerError(f"{shown(path.name)} cannot be used as a layer", faults=faults)
-    said = metadata_of(path)
     return Adapter(
         kind="kohya",
         files=(path,),
@@ -81,7 +92,29 @@ def _what(key: str) -> str:
     return "neither lora_down, lora_up nor alpha"
 
 
-def _pair(name: str, parts: Mapping[str, Stored], faults: list[str]) -> Pair | None:
+def _alphas(said: Mapping[str, str], faults: list[str]) -> dict[str, tuple[float, float]]:
+    """Part -> lora_alpha and r, as diffusers notes them (`lora_adapter_metadata`)."""
+    if "lora_adapter_metadata" not in said:
+        return {}
+    try:
+        found = json.loads(said["lora_adapter_metadata"])
+        parts = {key.partition(".")[0] for key in found if key.endswith(".lora_alpha")}
+        for part in sorted(parts):
+            varied = [k for k in ("rank_pattern", "alpha_pattern") if found.get(f"{part}.{k}")]
+            if varied or found.get(f"{part}.use_rslora") or found.get(f"{part}.use_dora"):
+                faults.append(f"{part}: scales that differ by module are not read")
+        return {p: (float(found[f"{p}.lora_alpha"]), float(found[f"{p}.r"])) for p in parts}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        faults.append("lora_adapter_metadata says no scale")
+        return {}
+
+
+def _pair(
+    name: str,
+    parts: Mapping[str, Stored],
+    alphas: Mapping[str, tuple[float, float]],
+    faults: list[str],
+) -> Pair | None:
     missing = [f"lora_{side}" for side in ("down", "up") if side not in parts]
     if missing:
         faults.append(f"{shown(name)}: no {' and no '.join(missing)}")
@@ -92,6 +125,9 @@ def _pair(name: str, parts: Mapping[str, Stored], faults: list[str]) -> Pair | N
         return None
     rank = down.shape[0]
     alpha = float(rank)
+    if name.partition(".")[0] in alphas:
+        noted, of_rank = alphas[name.partition(".")[0]]
+        alpha = noted / max(of_rank, 1.0) * rank
     if "alpha" in parts:
         if parts["alpha"].shape not in ((), (1,)):
             faults.append(f"{shown(name)}: alpha is no number")
@@ -102,7 +138,8 @@ def _pair(name: str, parts: Mapping[str, Stored], faults: list[str]) -> Pair | N
 
 def _module(name: str, flat: "Flat", base: Beneath, faults: list[str]) -> str | None:
     """The base's module that a file calls `name`; None after adding to `faults`."""
-    dotted = base.linears.find(unwrapped(name))
+    plain = unwrapped(name)
+    dotted = base.linears.find(plain) or base.linears.find(plain.replace(_OF_OLD, "", 1))
     if dotted is not None:
         return dotted
     found = flat.find(name)

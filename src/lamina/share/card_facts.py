@@ -8,7 +8,19 @@ from lamina.core.evidence import CarriedEvidence, CertificateEvidence, CostEvide
 from lamina.core.manifests import BaseConfig, Credit, LayerConfig
 from lamina.exams.report import Matrix
 
-Form = Literal["hub", "peft", "hf", "gguf", "gguf-lora", "ollama", "vllm", "mlx"]
+Form = Literal[
+    "hub",
+    "peft",
+    "hf",
+    "gguf",
+    "gguf-lora",
+    "ollama",
+    "vllm",
+    "mlx",
+    "diffusers",
+    "diffusers-base",
+    "kohya",
+]
 """What the files beside a card are: an export's target, or a repository that `lamina push` made."""
 
 

@@ -23,6 +23,9 @@ _LIBRARY: dict[Form, str] = {
     "gguf-lora": "gguf",
     "ollama": "gguf",
     "mlx": "mlx",
+    "diffusers": "diffusers",
+    "diffusers-base": "diffusers",
+    "kohya": "diffusers",
 }
 _MERGED: tuple[Form, ...] = ("hf", "gguf", "ollama")
 _DATASET = re.compile(r"hf:([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:[/:@].*)?", re.ASCII)

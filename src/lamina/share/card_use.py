@@ -15,6 +15,9 @@ WHAT: dict[Form, str] = {
     "ollama": "a GGUF model with the layers merged in, and a Modelfile",
     "vllm": "one PEFT adapter of one rank, as vLLM takes it",
     "mlx": "an adapter for mlx-lm",
+    "diffusers": "one LoRA file of all its layers, with diffusers' names",
+    "diffusers-base": "the base's pipeline, as diffusers reads it",
+    "kohya": "one LoRA file of all its layers, with kohya's names",
 }
 HERE = "THIS_FOLDER"
 """Stands in commands for where the card lies: an export does not know where it will be put."""
@@ -25,7 +28,7 @@ BASE = "BASE_FOLDER"
 def section(facts: Facts, form: Form) -> list[str]:
     """The lines of the card's section."""
     lines = ["## How to use it", ""]
-    if hub_name(facts.base.source) is None:
+    if hub_name(facts.base.source) is None and form not in ("diffusers", "kohya", "diffusers-base"):
         lines += [
             f"The base is none of the Hub's: `{BASE}` is the folder that `lamina export BASE "
             f"{BASE} --to hf` writes. Check its identity; a model of the same name may be another.",
@@ -49,6 +52,8 @@ def section(facts: Facts, form: Form) -> list[str]:
         case "mlx":
             over = f"--model {BASE} --adapter-path {shell(here)}"
             lines += _sh(f"mlx_lm.generate {over} --prompt 'Hello'")
+        case "diffusers" | "kohya" | "diffusers-base":
+            lines += _diffusers(facts, form, here)
     return [*lines, *_lamina(facts, form, here)]
 
 
@@ -67,6 +72,23 @@ def _python(facts: Facts, here: str) -> list[str]:
         "```",
         "",
     ]
+
+
+def _diffusers(facts: Facts, form: Form, here: str) -> list[str]:
+    """diffusers over the base's pipeline."""
+    base = here if form == "diffusers-base" else hub_name(facts.base.source) or BASE
+    file = {"diffusers": "pytorch_lora_weights.safetensors", "kohya": "lora.safetensors"}.get(form)
+    lines = [
+        "With diffusers:",
+        "",
+        "```python",
+        "from diffusers import DiffusionPipeline",
+        "",
+        f"pipe = DiffusionPipeline.from_pretrained({json.dumps(one_line(base))})",
+    ]
+    if file is not None:
+        lines.append(f"pipe.load_lora_weights({json.dumps(here)}, weight_name={json.dumps(file)})")
+    return [*lines, 'image = pipe("a red fox").images[0]', "```", ""]
 
 
 def _base_arguments(facts: Facts) -> str:

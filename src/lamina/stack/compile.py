@@ -7,18 +7,19 @@ what is served.
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from lamina.bases import families
+from lamina.bases import families, pipeline
 from lamina.bases.load import load, load_tokenizer, too_large
+from lamina.bases.pipeline import Pipeline
 from lamina.bases.sharded import shards_of
 from lamina.bases.supplied import SuppliedLinear
 from lamina.core import heap
-from lamina.core.errors import LayerError
+from lamina.core.errors import LayerError, UsageError
 from lamina.core.files import atomic_directory
 from lamina.core.manifests import Descriptor, LayerConfig
 from lamina.lowrank import codec
@@ -38,10 +39,27 @@ class Compiled:
     stack: ResolvedStack
     model: nn.Module
     linears: dict[str, nn.Linear]
-    """Every linear of the decoder by full name, layers folded in."""
-    format: ChatFormat
-    pad_id: int
+    """Every linear that layers can be on by full name, layers folded in."""
     dtype: torch.dtype
+    chat: ChatFormat | None = None
+    """How a text stack is talked to."""
+    pad_id: int = 0
+
+    @property
+    def format(self) -> ChatFormat:
+        """How it is talked to. Raises UsageError for a stack that draws."""
+        if self.chat is None:
+            raise _draws(self.stack)
+        return self.chat
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """How it draws. Raises UsageError for a stack that talks."""
+        if not isinstance(self.model, Pipeline):
+            raise UsageError(
+                f"{self.stack.label} talks, it does not draw", hint="lamina chat talks with it"
+            )
+        return self.model
 
 
 def device_at_hand() -> str:
@@ -78,17 +96,21 @@ def compile_stack(
     """
     heap.give_back()  # what an earlier stack left: reading takes memory elsewhere
     directory = base_directory(store, stack.base)
+    draws = stack.base_config.modality == "image"
+    if draws and (stream or shard):
+        raise UsageError("the weights of image bases are loaded whole", hint="leave out --stream")
+    stream = False if draws else stream
     if stream is None and not shard:
         packed = stack.base_config.quantised is not None
         stream = not packed and device == "cpu" and too_large(directory, dtype)
     wide = _folded_wide(stack) and not (stream or shard)  # which do so linear by linear
-    loaded = load(
+    model, linears, chat, pad_id = _loaded(
         directory,
-        dtype=torch.float32 if wide else dtype,
+        torch.float32 if wide else dtype,
+        draws=draws,
         stream=bool(stream),
         shards_on=device if shard else None,
     )
-    linears = families.linears(loaded.model)
     factors = [layer_factors(store, layer) for layer in stack.layers]
     faults = [
         f"{layer.config.name}: {fault}"
@@ -102,17 +124,35 @@ def compile_stack(
     if (shards := shards_of(linears.values())) is not None:
         shards.fill()
     if wide:
-        for parameter in loaded.model.parameters():  # not buffers: rotary tables stay float32
+        for parameter in model.parameters():  # not buffers: rotary tables stay float32
             parameter.data = parameter.data.to(dtype)
     heap.give_back()  # what reading and folding left in the middle of the heap
-    pad_id = loaded.tokenizer.pad_token_id
     return Compiled(
         stack=stack,
-        model=loaded.model.to(device),
+        model=model.to(device),
         linears=linears,
-        format=ChatFormat(loaded.tokenizer),
-        pad_id=0 if pad_id is None else pad_id,
         dtype=dtype,
+        chat=chat,
+        pad_id=pad_id,
+    )
+
+
+def _loaded(
+    directory: Path, dtype: torch.dtype, *, draws: bool, stream: bool, shards_on: str | None
+) -> tuple[nn.Module, dict[str, nn.Linear], ChatFormat | None, int]:
+    """A base's model and linears; of one that talks, its format and padding token too."""
+    if draws:
+        drawing = pipeline.load(directory, dtype=dtype).model
+        return drawing, pipeline.linears(drawing), None, 0
+    loaded = load(directory, dtype=dtype, stream=stream, shards_on=shards_on)
+    pad_id = loaded.tokenizer.pad_token_id
+    chat = ChatFormat(loaded.tokenizer)
+    return loaded.model, families.linears(loaded.model), chat, 0 if pad_id is None else pad_id
+
+
+def _draws(stack: ResolvedStack) -> UsageError:
+    return UsageError(
+        f"{stack.label} draws, it does not talk", hint=f'lamina draw {stack.label} "a red fox"'
     )
 
 
@@ -132,11 +172,15 @@ def unpacked(compiled: Compiled) -> Compiled:
             plain.bias = linear.bias
             owner, _, leaf = name.rpartition(".")
             setattr(compiled.model.get_submodule(owner), leaf, plain)
-    return replace(compiled, linears=families.linears(compiled.model))
+            compiled.linears[name] = plain
+    return compiled
 
 
 def base_format(store: Store, stack: ResolvedStack) -> ChatFormat:
-    """The base's tokenizer and template alone, without weights."""
+    """The base's tokenizer and template alone, without weights. Raises UsageError for one that
+    draws."""
+    if stack.base_config.modality == "image":
+        raise _draws(stack)
     return ChatFormat(load_tokenizer(base_directory(store, stack.base)))
 
 

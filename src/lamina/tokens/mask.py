@@ -41,6 +41,16 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def supervised(self) -> int:
+        """Targets: what is predicted."""
+        return int(self.mask[1:].sum())
+
+    @property
+    def answer(self) -> bytes:
+        """The targets' ids: equal where rows teach the same."""
+        return self.ids[self.mask].tobytes()
+
 
 @dataclass(frozen=True)
 class EncodeReport:

@@ -1,6 +1,7 @@
 """Rows that are held out of training, and what a model makes of them."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +14,13 @@ from lamina.train.job import Job
 from lamina.train.objective import Decoder, token_losses
 
 
-def supervised(row: Encoded) -> int:
-    """Tokens of a row that are predicted."""
-    return int(row.mask[1:].sum())
-
-
 def eval_batches(job: Job) -> list[Batch]:
     """The held-out rows as they go through the model."""
     if not job.eval_rows:
         return []
-    lengths = [len(row.ids) for row in job.eval_rows]
-    plan = plan_batches(lengths, job.recipe.at_once, seed=0, epoch=0)
-    return [collate([job.eval_rows[i] for i in batch], job.pad_id) for batch in plan]
+    rows = cast(Sequence[Encoded], job.eval_rows)
+    plan = plan_batches([len(row) for row in rows], job.recipe.at_once, seed=0, epoch=0)
+    return [collate([rows[i] for i in batch], job.pad_id) for batch in plan]
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
 """What a training run is given and what it comes to, and the factors that it starts from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,9 +12,9 @@ from lamina.bases.families import module_ranks
 from lamina.core.recipe import Recipe
 from lamina.core.seeds import derive
 from lamina.lowrank.maths import Factors, LayerFactors, init_factors
-from lamina.tokens.mask import Encoded
 from lamina.train import prefix
 from lamina.train.checkpoint import Progress
+from lamina.train.lesson import Lesson, Row
 from lamina.train.objective import SoftTargets
 from lamina.train.rehearse import Pool
 
@@ -34,8 +34,8 @@ class Job:
     model: nn.Module
     linears: Mapping[str, nn.Linear]
     """The linears to train on, by full name."""
-    rows: Sequence[Encoded]
-    eval_rows: Sequence[Encoded]
+    rows: Sequence[Row]
+    eval_rows: Sequence[Row]
     recipe: Recipe
     pad_id: int
     directory: Path
@@ -52,11 +52,17 @@ class Job:
     """Where activations below the first trained layer outlast the run; None: they don't."""
     prefix_memory: int = prefix.MEMORY
     """Bytes of activations below the first trained layer that are kept in memory."""
+    lesson: "Teacher | None" = None
+    """How rows are learned; None: as text is."""
 
     @property
-    def old_rows(self) -> list[Encoded]:
+    def old_rows(self) -> list[Row]:
         """The rows of all pools."""
         return [row for pool in self.rehearsal for row in pool.rows]
+
+
+Teacher = Callable[[Job, Sequence[Sequence[int]]], Lesson]
+"""Makes a run's lesson. The groups: see `Plan.old_rows`."""
 
 
 @dataclass(frozen=True, eq=False)

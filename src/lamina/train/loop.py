@@ -7,7 +7,7 @@ has a time limit, the number of steps, which is then fixed in the resolved recip
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,19 +17,13 @@ from lamina.core import heap
 from lamina.core.energy import Meter
 from lamina.core.errors import TrainError, TrainInterrupted
 from lamina.lowrank.attach import Attachment
-from lamina.tokens.batch import collate
-from lamina.tokens.pack import plan_batches
 from lamina.train import checkpoint
 from lamina.train.crew import Alone, Crew, Stopwatch, add_step
 from lamina.train.events import EventLog
-from lamina.train.graphs import graphs_of
-from lamina.train.held_out import eval_batches, mean_loss, supervised
 from lamina.train.job import Job, Outcome, fresh_factors, gpu_of
-from lamina.train.objective import SoftTargets, token_losses, worst_of_rows
+from lamina.train.lesson import Lesson
 from lamina.train.optimiser import Optimiser
-from lamina.train.passes import backward
 from lamina.train.plan import Plan
-from lamina.train.protect import Guard, directions
 from lamina.train.schedule import (
     eval_interval,
     learning_rate,
@@ -37,15 +31,12 @@ from lamina.train.schedule import (
     steps_for_time,
     warmup_steps,
 )
-from lamina.train.teach import mixed, said_of_old_rows
-from lamina.train.way import prefixes_of, way_through
+from lamina.train.text_lesson import TextLesson
 
 CHECKPOINT_SECONDS = 30.0
 LEAST_JUDGES = 4
 """Held-out rows below which their loss is shown but decides nothing: of a few facts, the one that
 is held out may well be best known before anything is learned."""
-LOOK_TOKENS = 1024
-"""Tokens in one forward without learning."""
 OVERTIME = 1.1
 """A run that takes longer than its limit by this factor is cut off."""
 MOST_SKIPPED = 5
@@ -69,15 +60,14 @@ def train(
         raise TrainError("no rows to train on", hint="lower --held-out, or give more data")
     plan = Plan(job.recipe, (*job.rows, *job.old_rows), len(job.rows), job.rehearsal)
     groups = plan.old_rows(planned_steps(job.recipe, plan.first_pass))
-    said = said_of_old_rows(job, groups, "labels") | said_of_old_rows(job, groups, "parents")
+    lesson = (job.lesson or TextLesson)(job, groups)
     # copied into the attachment: what is given goes on to be held by nobody
     start = job.start or fresh_factors(job.linears, job.recipe)
     still = families.lowest(start, job.recipe.above) if job.start else frozenset()
     attachment = Attachment(job.model, start, job.linears, still)
     del start
     try:
-        said |= said_of_old_rows(job, groups, "stack")
-        return _Run(job, attachment, events, plan, said, crew or Alone()).go(should_stop)
+        return _Run(job, attachment, events, plan, lesson, crew or Alone()).go(should_stop)
     finally:
         attachment.detach()
 
@@ -91,7 +81,7 @@ class _Run:
         attachment: Attachment,
         events: EventLog,
         plan: Plan,
-        said: Mapping[int, SoftTargets | None],
+        lesson: Lesson,
         crew: Crew,
     ) -> None:
         self.crew = crew
@@ -99,21 +89,17 @@ class _Run:
         self.meter = Meter.of_machine(gpu_of(job.model))
         self.job, self.recipe, self.attachment, self.events = job, job.recipe, attachment, events
         self.flat = attachment.flat
-        self.prefixes = prefixes_of(job, attachment)
-        self.model, self.kernels, self.why = way_through(job, attachment, self.prefixes)
-        self.graphs = graphs_of(self.model)
-        self.guard = self._guarded()
+        self.lesson = lesson
+        lesson.begin(attachment, crew)
         self.best = self.flat.data.clone()
         self.start = self.best.clone() if self.recipe.drift else None
         self.rows = (*job.rows, *job.old_rows)
         self.optimiser = Optimiser(attachment, self.recipe)
-        self.said = {**dict(enumerate(job.said or [None] * len(job.rows))), **said}
         self.plan = plan
-        self.eval_batches = eval_batches(job)
         # where known rows are left out an earlier state lacks old ones, of which they don't tell
         self.judged = len(job.eval_rows) >= LEAST_JUDGES and not self.plan.selects
-        self.eval_tokens = sum(len(row.ids) for row in job.eval_rows)
-        self.eval_supervised = sum(map(supervised, job.eval_rows))
+        self.eval_tokens = sum(map(len, job.eval_rows))
+        self.eval_supervised = sum(row.supervised for row in job.eval_rows)
         self.progress = self._initial_progress()
         self.joules_before: float | None = 0.0
         self.last_save = time.perf_counter()
@@ -122,24 +108,6 @@ class _Run:
         for each in (self.flat.data, self.best):
             crew.follow(each)  # machines may round what they start from in their own way
         heap.give_back()  # what loading and joining weights left in the middle of the heap
-
-    def _guarded(self) -> Guard | None:
-        """What keeps the update off the inputs of old rows, where the recipe asks for it."""
-        job, recipe = self.job, self.recipe
-        if not recipe.protect or not job.old_rows:
-            return None
-        spans = directions(
-            job.model,
-            self.attachment.modules,
-            job.old_rows,
-            recipe.protect,
-            recipe.at_once,
-            job.pad_id,
-            recipe.seed,
-        )
-        for each in spans.values():
-            self.crew.follow(each)
-        return Guard(self.attachment, spans, fresh=job.start is None)
 
     def _initial_progress(self) -> checkpoint.Progress:
         planned = planned_steps(self.recipe, self.plan.first_pass)
@@ -212,7 +180,7 @@ class _Run:
 
     def go(self, should_stop: Callable[[], bool]) -> Outcome:
         """Steps until the schedule, patience, the time limit or a person ends them."""
-        self.events.emit("decoder", kernels=self.kernels, why=self.why)
+        self.events.emit("decoder", kernels=self.lesson.kernels, why=self.lesson.why)
         if self.progress.step == 0 and self.progress.first_loss is None:
             self.evaluate()
             self.save()
@@ -274,36 +242,24 @@ class _Run:
         began = time.perf_counter()
         chosen = self.plan.batch(progress.step)
         rows = [self.rows[index] for index in chosen]
-        said = [self.said[index] for index in chosen]
         place = self.plan.position(progress.step)
         rate = learning_rate(self.recipe, place, progress.steps, progress.warmup)
         self.attachment.zero_grad()
-        loss, worst_B = backward(
-            self.model,
-            rows,
-            said,
-            self.job.pad_id,
-            self.recipe.at_once,
-            checkpointing=self.recipe.checkpointing,
-            graphs=self.graphs,
-            crew=self.crew,
-        )
+        loss, worst_B = self.lesson.backward(chosen, progress.step)
         assert self.flat.grad is not None
         loss, worst_B = add_step(self.crew, self.flat.grad, loss, worst_B)
         if self.plan.selects:
             self.plan.visited(chosen, worst_B)
-        if self.guard is not None:
-            self.guard.before_step()
+        self.lesson.before_step()
         norm = torch.nn.utils.clip_grad_norm_([self.flat], self.recipe.clip)
         finite = bool(torch.isfinite(loss)) and bool(torch.isfinite(norm))
         if finite:
             self.optimiser.step(rate)
             if self.start is not None:
                 self.flat.data.lerp_(self.start, min(1.0, rate * self.recipe.drift))
-            if self.guard is not None:
-                self.guard.after_step()
+            self.lesson.after_step()
         tokens = sum(map(len, rows))
-        learned = sum(map(supervised, rows))
+        learned = sum(row.supervised for row in rows)
         self.meter.poll()
         self._update(
             step=progress.step + 1,
@@ -346,7 +302,7 @@ class _Run:
 
     def _eval_due(self) -> bool:
         progress = self.progress
-        if not self.eval_batches:
+        if not self.lesson.judges:
             return False
         if self._scheduled():
             return True
@@ -360,8 +316,7 @@ class _Run:
 
         With fewer than `LEAST_JUDGES`, or where what is known is left out: the last.
         """
-        batches = self.eval_batches
-        loss = mean_loss(self.model, batches, self.crew) if batches else None
+        loss = self.lesson.held_out_loss() if self.lesson.judges else None
         self._update(
             evaluated=self.progress.evaluated + self.eval_tokens,
             evaluated_supervised=self.progress.evaluated_supervised + self.eval_supervised,
@@ -393,19 +348,12 @@ class _Run:
 
     # -- old rows --------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def _look(self, rows: Sequence[int]) -> Tensor:
         """The largest loss of each row's tokens as the model stands (R,), without learning."""
-        found = torch.empty(len(rows))
-        lengths = [len(self.rows[i]) for i in rows]
-        for places in plan_batches(lengths, LOOK_TOKENS, seed=0, epoch=0):
-            batch = collate([self.rows[rows[i]] for i in places], self.job.pad_id)
-            soft = mixed(batch, [self.said[rows[i]] for i in places])
-            losses_N = token_losses(self.model, batch, soft)
-            found[torch.tensor(places)] = worst_of_rows(losses_N, batch, soft)
+        found = self.lesson.worst(rows)
         self.crew.follow(found)
         lost = int((found > self.plan.limit).sum())
-        tokens = sum(lengths)
+        tokens = sum(len(self.rows[i]) for i in rows)
         self._update(looked_at=self.progress.looked_at + tokens)
         self.events.emit("looked", step=self.progress.step, rows=len(rows), lost=lost)
         return found
@@ -414,7 +362,7 @@ class _Run:
 
     def _outcome(self) -> Outcome:
         progress = self.progress
-        if not self.eval_batches:
+        if not self.lesson.judges:
             self.best.copy_(self.flat.data)
             self._update(best_step=progress.step)
         # a run that ended before its length was fixed never left the peak: any longer one does too
@@ -429,9 +377,7 @@ class _Run:
         if progress.stopped == "time":
             changes["stop_after"] = progress.step
         recipe = self.recipe.model_copy(update=changes)
-        if self.prefixes is not None:
-            self.prefixes.leave()
-            self.events.emit("prefixes", **self.prefixes.counts._asdict())
+        self.lesson.leave(self.events)
         if self.crew.size > 1:
             steps = max(1, progress.step - self.first_step)
             self.events.emit(
@@ -445,4 +391,4 @@ class _Run:
         )
         del self.optimiser  # its moments, before the factors are copied: this sitting is over
         factors = self.attachment.factors(self.best)
-        return Outcome(factors, recipe, self.progress, self.kernels, self.crew.size)
+        return Outcome(factors, recipe, self.progress, self.lesson.kernels, self.crew.size)

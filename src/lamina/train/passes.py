@@ -52,7 +52,7 @@ def backward(
     this decoder, where there are such. In a `crew` all three are this worker's part of them, 0 for
     others' rows.
     """
-    total = sum(int(row.mask[1:].sum()) for row in rows)
+    total = sum(row.supervised for row in rows)
     mine = share([len(row) for row in rows], crew or Alone())
     loss, worst_B = torch.zeros(()), torch.zeros(len(rows))
     fused = isinstance(model, FusedDecoder)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lamina.core.recipe import Recipe
 from lamina.core.seeds import derive
-from lamina.tokens.mask import Encoded
 from lamina.tokens.pack import plan_batches
+from lamina.train.lesson import Row
 from lamina.train.rehearse import Pool, turns
 
 BLIND_PASSES = 2
@@ -42,7 +42,7 @@ class Plan:
     """
 
     def __init__(
-        self, recipe: Recipe, rows: Sequence[Encoded], own: int, pools: Sequence[Pool]
+        self, recipe: Recipe, rows: Sequence[Row], own: int, pools: Sequence[Pool]
     ) -> None:
         self._recipe, self._rows, self._own, self._pools = recipe, rows, own, pools
         self._lengths = [len(row) for row in rows]
@@ -237,8 +237,7 @@ class Plan:
         return sorted(order, key=turn.__getitem__)
 
     def _answer(self, index: int) -> bytes:
-        row = self._rows[index]
-        return row.ids[row.mask].tobytes()
+        return self._rows[index].answer
 
     def _upto(self, tokens: float, rows: Sequence[int]) -> list[int]:
         """As many of the rows, in their order, as it takes to have so many tokens."""

@@ -6,7 +6,8 @@ silent on such inputs: dW x = s B A x with A Q = 0 (gradient projection memory, 
 InfLoRA, arXiv:2404.00228).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -69,22 +70,43 @@ def directions(
     pad_id: int,
     seed: int,
 ) -> dict[str, Tensor]:
-    """name -> (I, K): see `main_directions`. Linears that read the same tensor share a basis."""
+    """Those that text rows read: see `spans_of`."""
+
+    def forwards() -> Iterator[tuple[Callable[[], object], Tensor]]:
+        for indices in plan_batches([len(row) for row in chosen], batch_tokens, seed=0, epoch=0):
+            batch = collate([chosen[i] for i in indices], pad_id)
+            places_T = torch.arange(batch.ids.shape[1])
+            real = (places_T[None] < batch.lengths[:, None]).flatten()
+            yield partial(predicting, model, batch), real
+
     count = min(len(rows), MOST_ROWS)
     chosen = [rows[place * len(rows) // count] for place in range(count)]  # of every layer beneath
+    return spans_of(linears, forwards(), energy, seed)
+
+
+@torch.no_grad()
+def spans_of(
+    linears: Mapping[str, nn.Module],
+    forwards: Iterable[tuple[Callable[[], object], Tensor | None]],
+    energy: float,
+    seed: int,
+) -> dict[str, Tensor]:
+    """name -> (I, K): see `main_directions`. Linears that read the same tensor share a basis.
+
+    `forwards`: passes through the model, and which of the inputs' rows (N,) are no padding, None
+    for all.
+    """
     grams: dict[str, Tensor] = {}
     leader: dict[str, str] = {}
-    for indices in plan_batches([len(row) for row in chosen], batch_tokens, seed=0, epoch=0):
-        batch = collate([chosen[i] for i in indices], pad_id)
-        places_T = torch.arange(batch.ids.shape[1])
-        real = (places_T[None] < batch.lengths[:, None]).flatten()
+    for forward, real in forwards:
         with inputs_of(linears) as seen:
-            predicting(model, batch)
+            forward()
         if not leader:
             first: dict[int, str] = {}
             leader = {name: first.setdefault(x.data_ptr(), name) for name, x in seen.items()}
         for name in set(leader.values()):
-            x_NI = seen[name][real.to(seen[name].device)].float()
+            read = seen[name]
+            x_NI = (read if real is None else read[real.to(read.device)]).float()
             if name not in grams:
                 grams[name] = x_NI.new_zeros(x_NI.shape[1], x_NI.shape[1])
             grams[name].addmm_(x_NI.T, x_NI)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lamina.core.seeds import derive
-from lamina.tokens.mask import Encoded
+from lamina.train.lesson import Row
 
 Taught = Literal["labels", "stack", "parents"]
 """What an old row teaches: its own labels, what the stack says of it before training, or what the
@@ -17,7 +17,7 @@ stack says without the factors that training starts from."""
 class Pool:
     """Old rows that take turns."""
 
-    rows: Sequence[Encoded]
+    rows: Sequence[Row]
     share: float
     """Of an epoch's tokens: these rows', the new rows' and those of the pools before."""
     taught: Taught = "stack"
@@ -32,7 +32,7 @@ def turns(pools: Sequence[Pool], own_tokens: int, seed: int, epoch: int) -> list
     start, beside = 0, own_tokens
     for pool in pools:
         lengths = [len(row) for row in pool.rows]
-        answers = [row.ids[row.mask].tobytes() for row in pool.rows]
+        answers = [row.answer for row in pool.rows]
         chosen += (start + i for i in rehearsed(lengths, beside, pool.share, seed, epoch, answers))
         start += len(lengths)
         beside = round(beside / (1 - pool.share)) if lengths else beside

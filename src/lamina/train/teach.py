@@ -6,6 +6,7 @@ stack's own distribution over the same rows says more of what it knew, and is no
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ def said_of_old_rows(
     asked: dict[int, Encoded] = {}
     start = len(job.rows)
     for pool in job.rehearsal:
-        indexed = dict(enumerate(pool.rows, start))
+        indexed = dict(enumerate(cast(Sequence[Encoded], pool.rows), start))
         start += len(pool.rows)
         if taught == "labels" and (pool.taught == taught or not pool.share):
             said |= dict.fromkeys(indexed)

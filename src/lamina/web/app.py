@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from lamina.core.errors import LaminaError
 from lamina.core.version import __version__
 from lamina.flows.hosting import Host
-from lamina.web import chat, models, text
+from lamina.web import chat, images, models, text
 from lamina.web.desk import Desk, needs_admin, needs_all_stacks
 from lamina.web.errors import Refusal, invalid, refusal
 from lamina.web.guard import CLIENT_LEFT, Guard
@@ -36,7 +36,7 @@ def create_app(host: Host, settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.state.desk = desk
-    for part in (models, chat, text):
+    for part in (models, chat, text, images):
         app.include_router(part.router(desk))
     app.include_router(ui.router(host.store, dependencies=[Depends(needs_all_stacks)]))
     _add_health(app, desk)

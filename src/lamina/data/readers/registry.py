@@ -9,11 +9,12 @@ from lamina.data.readers.alpaca import ALPACA
 from lamina.data.readers.chat import CHAT
 from lamina.data.readers.completion import COMPLETION
 from lamina.data.readers.format import RowFormat, RowValue
+from lamina.data.readers.images import IMAGES
 from lamina.data.readers.sharegpt import SHAREGPT
 from lamina.data.readers.text import TEXT
 
 FORMATS = MappingProxyType(
-    {found.name: found for found in (CHAT, SHAREGPT, ALPACA, COMPLETION, TEXT)}
+    {found.name: found for found in (CHAT, SHAREGPT, ALPACA, COMPLETION, IMAGES, TEXT)}
 )
 """In the order in which they are tried: a row that fits several is the first of them."""
 

@@ -1,4 +1,4 @@
-"""Opening what a user names: a file by its suffix, or a data set of the hub. Hashed while read."""
+"""Opening what a user names: a file by its suffix, images, or a data set of the hub. Hashed."""
 
 import gzip
 import hashlib
@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Protocol, cast
 from lamina.core.errors import DataError
 from lamina.data.readers.csv_file import csv_rows, tsv_rows
 from lamina.data.readers.hub import PREFIX, HubRows
+from lamina.data.readers.images import ImageRows
 from lamina.data.readers.json_file import json_rows, jsonl_rows
 from lamina.data.readers.parquet_file import parquet_rows
 from lamina.data.readers.rows import Row
@@ -68,6 +69,10 @@ def open_source(source: str | Path) -> Iterator[Opened]:
         return
     path = Path(source)
     try:
+        if path.is_dir() or path.suffix.lower() == ".zip":
+            images = ImageRows(path)
+            yield Opened(path.name, images.rows(), images.seal)
+            return
         container = _container(path)
         with path.open("rb", buffering=0) as raw:
             hashing = _Hashing(raw)
@@ -84,15 +89,14 @@ def open_source(source: str | Path) -> Iterator[Opened]:
 
 
 def _container(path: Path) -> Container:
-    if path.is_dir():
-        raise DataError("a folder", faults=["is a folder; name the files in it"])
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-1:] == [".gz"]:
         suffixes.pop()
     found = CONTAINERS.get(suffixes[-1]) if suffixes else None
     if found is None and path.exists():
         known = ", ".join(CONTAINERS)
-        raise DataError("unknown type", faults=[f"unknown type of file; known: {known}, and .gz"])
+        fault = f"unknown type of file; known: {known}, and .gz; of images folders and .zip"
+        raise DataError("unknown type", faults=[fault])
     return found or text_rows  # a missing file says so when it is opened
 
 

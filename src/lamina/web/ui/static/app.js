@@ -5,13 +5,14 @@ import { key } from "./api.js";
 import { compare } from "./compare.js";
 import { cost } from "./cost.js";
 import { failure, h, say, show } from "./dom.js";
+import { draw } from "./draw.js";
 import { exams } from "./exams.js";
 import { lineage } from "./lineage.js";
 import { runs } from "./runs.js";
 import { stacks } from "./stacks.js";
 import { stack } from "./stack.js";
 
-const PAGES = { stacks, stack, compare, runs, exams, lineage, cost };
+const PAGES = { stacks, stack, compare, draw, runs, exams, lineage, cost };
 const IN_NAV = { stack: "stacks" };
 const view = document.getElementById("view");
 let leave = null;

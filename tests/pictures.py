@@ -1,0 +1,88 @@
+"""Pico image bases and pictures, made on the spot: coloured shapes of 16 x 16 pixels."""
+
+import io
+import json
+import zipfile
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+from PIL import Image, ImageDraw
+
+from lamina.core.report import Silent
+from lamina.data.read import read
+from lamina.flows.bases import pull
+from lamina.store.layout import Store
+from lamina.train.tiny_diffusion import Length, Shape, build
+
+COLOURS = ("red", "green", "blue", "orange", "purple", "black")
+SHAPES = ("circle", "square", "line")
+PICO = Shape(
+    side=16,
+    autoencoder=(8, 8),
+    denoiser=(16, 16),
+    heads=2,
+    text=16,
+    text_layers=1,
+    words=8,
+    vocabulary=600,
+    groups=4,
+)
+
+
+def picture(colour: str, shape: str, shift: int, background: str = "white") -> bytes:
+    """A PNG of 16 x 16 pixels."""
+    image = Image.new("RGB", (16, 16), background)
+    pen = ImageDraw.Draw(image)
+    box = (2 + shift % 4, 2 + shift // 4 % 4, 10 + shift % 4, 10 + shift // 4 % 4)
+    if shape == "circle":
+        pen.ellipse(box, fill=colour)
+    elif shape == "square":
+        pen.rectangle(box, fill=colour)
+    else:
+        pen.line(box, fill=colour, width=3)
+    target = io.BytesIO()
+    image.save(target, "PNG")
+    return target.getvalue()
+
+
+def shapes(count: int = 36, *, background: str = "white") -> list[tuple[str, bytes]]:
+    """Captions and PNGs, all different."""
+    found = []
+    for n in range(count):
+        colour, shape = COLOURS[n % len(COLOURS)], SHAPES[n // len(COLOURS) % len(SHAPES)]
+        found.append((f"a {colour} {shape}", picture(colour, shape, n % 16, background)))
+    return found
+
+
+def image_zip(path: Path, pictures: list[tuple[str, bytes]]) -> str:
+    """A zip as diffusers users lay it out."""
+    with zipfile.ZipFile(path, "w") as archive:
+        rows = []
+        for n, (caption, data) in enumerate(pictures):
+            archive.writestr(f"{n}.png", data)
+            rows.append(json.dumps({"file_name": f"{n}.png", "text": caption}) + "\n")
+        archive.writestr("metadata.jsonl", "".join(rows))
+    return str(path)
+
+
+@cache
+def pico_pipeline(prediction: str = "v_prediction") -> Path:
+    """A diffusers pipeline of 140,000 parameters that has seen a few shapes; built once."""
+    folder = Path(mkdtemp(prefix="lamina-pico-pipeline-"))
+    data = image_zip(folder / "shapes.zip", shapes())
+    build(
+        read([data]).examples,
+        folder / "pico",
+        PICO,
+        Length(None, 12),
+        prediction=prediction,
+    )
+    return folder / "pico"
+
+
+def image_store(root: Path, name: str = "pico") -> Store:
+    """A store with a pico image base."""
+    store = Store.open(root)
+    pull(store, str(pico_pipeline()), name, Silent())
+    return store
