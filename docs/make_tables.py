@@ -273,8 +273,8 @@ def _bases(add: Callable[[str, str, Callable[[dict[str, Any]], str]], None]) -> 
         "steps, gigabytes gathered a step; the same factors",
         "sharded",
         lambda r: (
-            f"{r['shared']['parameters'] / 1e9:.2f}G, {r['shared']['peak_bytes'] / 1e9:.2f} GB beside "
-            f"{r['whole']['peak_bytes'] / 1e9:.2f}, {r['ratio']:.1f} times as long, "
+            f"{r['shared']['parameters'] / 1e9:.2f}G, {r['shared']['peak_bytes'] / 1e9:.2f} GB "
+            f"beside {r['whole']['peak_bytes'] / 1e9:.2f}, {r['ratio']:.1f} times as long, "
             f"{r['shared']['gathered_a_step'] / 1e9:.1f} GB; "
             f"{'to the bit' if r['bit_exact'] else 'NO'}"
         ),

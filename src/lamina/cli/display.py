@@ -36,6 +36,8 @@ class Terminal:
             self._progress(f"step {event['step']}: held-out loss {event['loss']:.4f}")
         elif kind == "planned":
             self._progress(f"{event['steps']} of {event['at_most']} steps fit the time given")
+        elif kind == "crew":
+            self.say(_crew(event))
         elif kind == "resumed":
             self.say(f"going on from step {event['step']}")
         elif kind in ("examining", "pulling", "moving"):
@@ -69,3 +71,10 @@ class Terminal:
         if self._open_line:
             sys.stderr.write("\n" if keep else "\r\033[K")
             self._open_line = False
+
+
+def _crew(event: Mapping[str, Any]) -> str:
+    """What workers sent one another."""
+    text = f"{event['workers']} workers: {event['bytes_per_step'] / 1e6:.1f} MB a step into sums"
+    gathered = event.get("gathered_per_step")
+    return text + (f", {gathered / 1e6:.0f} MB of the base gathered" if gathered else "")

@@ -44,7 +44,8 @@ class Recipe(Value):
     scaling: Scaling = "lora"
     """'lora': alpha / rank (arXiv:2106.09685); 'rslora': alpha / sqrt(rank) (arXiv:2312.03732)."""
     targets: tuple[str, ...] = (ALL_LINEAR,)
-    """Which linears: 'all-linear', or suffixes of module names such as 'q_proj'."""
+    """Which linears: 'all-linear', or suffixes of module names such as 'q_proj'; of images
+    'all-linear' is the denoiser's, and 'text_encoder' adds the text encoder's."""
     lr: Annotated[float, Field(gt=0, le=1)] = 5e-4
     """Peak learning rate of AdamW; about ten times that of full fine-tuning."""
     lr_ratio: Annotated[float, Field(ge=1, le=1000)] = 1.0
