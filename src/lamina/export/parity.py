@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from lamina.core.errors import CheckError
 
+LOGITS = "largest relative difference of logits"
+
 
 @dataclass(frozen=True)
 class Parity:
@@ -18,7 +20,13 @@ class Parity:
     max_rel: float
     limit: float
     prompts: int
-    measure: str = "largest relative difference of logits"
+    measure: str = LOGITS
+
+    @property
+    def said(self) -> str:
+        """The difference as a part of a sentence."""
+        what = "logits differ by" if self.measure == LOGITS else f"{self.measure}:"
+        return f"{what} {self.max_rel:.2e}"
 
     @property
     def ok(self) -> bool:
@@ -29,7 +37,7 @@ class Parity:
         """Return self, or raise CheckError when the difference is beyond the limit."""
         if not self.ok:
             raise CheckError(
-                f"{what} is not the stack it was made from: {self.measure} is {self.max_rel:.2e}, "
+                f"{what} is not the stack it was made from: {self.said}, "
                 f"the limit is {self.limit:.0e}",
                 hint="nothing was written; please report this",
             )

@@ -49,14 +49,7 @@ def export(
     if directory.exists():
         raise UsageError(f"{directory} exists already", hint="give a folder that does not exist")
     stack = resolve(store, text)
-    if draws(stack) != (target in _OF_IMAGES):
-        fitting = [each for each in _TARGETS if (each in _OF_IMAGES) == draws(stack)]
-        raise UsageError(
-            f"{text} {'draws' if draws(stack) else 'talks'}: it cannot be exported to {target}",
-            hint=f"targets for it: {', '.join(sorted(fitting))}",
-        )
-    if target == "diffusers-base" and stack.layers:
-        raise UsageError(f"{text} has layers", hint="export them with --to diffusers")
+    _check_fits(stack, target)
     licences = licences_of(
         store,
         stack,
@@ -88,6 +81,19 @@ def export(
         atomic_write(work / CARD, card(store, stack, target, certificate=certificate).encode())
     lines = [line.replace(FOLDER, str(directory)) for line in made.use]
     return {**certificate, "directory": str(directory), "use": lines}
+
+
+def _check_fits(stack: ResolvedStack, target: Form) -> None:
+    """Raise UsageError where a stack that draws goes to a target for words, or the reverse."""
+    images = draws(stack)
+    if images != (target in _OF_IMAGES):
+        fitting = sorted(each for each in _TARGETS if (each in _OF_IMAGES) == images)
+        raise UsageError(
+            f"{stack.label} {'draws' if images else 'talks'}: it cannot be exported to {target}",
+            hint=f"targets for it: {', '.join(fitting)}",
+        )
+    if target == "diffusers-base" and stack.layers:
+        raise UsageError(f"{stack.label} has layers", hint="export them with --to diffusers")
 
 
 def _target(text: str) -> Form:

@@ -115,8 +115,7 @@ def _prove_images(
         return Proof(None, error.message, effect)
     if placed.exact and not parity.ok:
         raise CheckError(
-            f"the layer is not what its source is: {parity.measure} is {parity.max_rel:.2e}, the "
-            f"limit is {parity.limit:.0e}",
+            f"the layer is not what its source is: {parity.said}, the limit is {parity.limit:.0e}",
             hint="nothing was stored; please report this, with what wrote the file",
         )
     return Proof(parity, None, effect, 0.0 if placed.exact else parity.max_rel)

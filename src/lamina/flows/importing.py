@@ -15,7 +15,7 @@ from lamina.core.imported import ImportKind, ImportRecord
 from lamina.core.manifests import SOURCE, LayerConfig
 from lamina.core.names import Name
 from lamina.core.report import Reporter
-from lamina.export.parity import Parity
+from lamina.export.parity import LOGITS, Parity
 from lamina.flows import runs
 from lamina.flows.import_proof import Proof, prove
 from lamina.flows.import_source import known_as, located, work_folder
@@ -284,8 +284,9 @@ def _proof_lines(proof: Proof, placed: Placed) -> list[str]:
         lines.append(f"NOT PROVED: {proof.unproved}")
     elif placed.exact:
         lines.append(
-            f"the same model as its source: {proof.parity.measure} is "
-            f"{proof.parity.max_rel:.1e}, on {proof.parity.prompts} prompts"
+            f"the same model as its source: {proof.parity.said}"
+            f"{' of the largest' if proof.parity.measure == LOGITS else ''}, on "
+            f"{proof.parity.prompts} prompts"
         )
     else:
         lines.append(

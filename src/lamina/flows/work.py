@@ -32,7 +32,16 @@ _ASIDE = {
     "rates",
 }
 """What decides when, where and under which name a layer is made, but not which one."""
-_LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "jinja2", "bitsandbytes")
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "jinja2",
+    "bitsandbytes",
+    "diffusers",
+    "pillow",
+)
 """What a layer is computed with besides lamina."""
 _OUTSIDE = {"api.py", "cli", "exams", "export", "fleet", "gate", "plan", "serve", "share", "web"}
 """What of lamina never decides a layer; whatever else there is, or comes to be, does."""

@@ -5,6 +5,7 @@ comes out is an ordinary Stable Diffusion pipeline of diffusers, a few million p
 is no rival of a real one: it is what layers can be trained over where none can be downloaded.
 """
 
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lamina.bases.normal import write_json
 from lamina.bases.pipeline_files import INDEX
 from lamina.bases.quiet import quiet
 from lamina.core.errors import DataError, MissingPartError, TrainInterrupted
@@ -319,8 +321,6 @@ def _tokenizer(captions: Sequence[str], shape: Shape) -> Any:
         show_progress=False,
     )
     plain.train_from_iterator(captions, trainer)
-    import json
-
     model = json.loads(plain.to_str())["model"]
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ", 1)) for m in model["merges"]]
     vocabulary = dict(model["vocab"])
@@ -336,8 +336,6 @@ def _bytes_of_words() -> list[str]:
 
 
 def _write(out: Path, denoiser: Any, vae: Any, encoder: Any, tokenizer: Any, schedule: Any) -> None:
-    from lamina.bases.normal import write_json
-
     out.mkdir(parents=True, exist_ok=True)
     with quiet():
         denoiser.save_pretrained(out / "unet")
