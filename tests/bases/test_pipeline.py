@@ -61,7 +61,10 @@ def test_what_builds_the_parts_counts_and_names_and_versions_do_not(source, tmp_
     edit(source / "unet" / "config.json", _name_or_path="elsewhere", _diffusers_version="9")
     assert pulled(source, tmp_path / "two").identity == before.identity
     edit(source / "scheduler" / "scheduler_config.json", beta_end=0.02)
-    assert pulled(source, tmp_path / "three").identity != before.identity
+    noisier = pulled(source, tmp_path / "three")
+    assert noisier.identity != before.identity
+    edit(source / "tokenizer" / "tokenizer_config.json", model_max_length=5)
+    assert pulled(source, tmp_path / "four").identity != noisier.identity
     assert (before.modality, before.family) == ("image", "StableDiffusionPipeline")
 
 

@@ -147,9 +147,7 @@ def test_nan_on_either_side_is_a_difference():
 def test_refusals(store, tmp_path):
     with pytest.raises(UsageError, match="exists already"):
         export(store, "s1", tmp_path, "peft", Silent())
-    with pytest.raises(
-        UsageError, match="known targets are diffusers, diffusers-base, gguf"
-    ):
+    with pytest.raises(UsageError, match="known targets are diffusers, diffusers-base, gguf"):
         export(store, "s1", tmp_path / "out", "onnx", Silent())
     with pytest.raises(UsageError, match="--to hf"):
         export(store, BASE, tmp_path / "out", "peft", Silent())

@@ -123,10 +123,11 @@ def describe(directory: Path, *, licence: str | None) -> BaseConfig:
         for name in (TOKENIZER, TOKENIZER_CONFIG):
             (Path(scratch) / name).symlink_to((directory / _flat(WORDS, name)).resolve())
         words = tokenizer_digest(Path(scratch))
+    longest = read_json(directory / _flat(WORDS, TOKENIZER_CONFIG)).get("model_max_length")
     return BaseConfig(
         tensors=digest_json(tensors),
         architecture=digest_json(architecture),
-        tokenizer=words,
+        tokenizer=digest_json({"tokenizer": words, "model_max_length": longest}),
         template=template_digest(""),
         family=str(index["_class_name"]),
         parameters=sum(entry.elements for entry in entries if entry.dtype in FLOATS),

@@ -41,6 +41,8 @@ MOST_BYTES = 64 << 10
 """What travels; where rows are longer than 250 bytes the bytes decide. More short rows cost nobody
 more than as many long ones would, and say more of the layer: carried to another family by 64 of
 them it kept 41% of its gain, by 256 in fewer steps 94% (docs/log.md)."""
+MOST_IMAGE_BYTES = 1 << 20
+"""The same of images, each of which takes kilobytes."""
 MOST_WRITTEN = 64
 """Rows that a stack writes itself, seconds each, where its own are private."""
 _LARGEST_SHARE = 16
@@ -273,7 +275,9 @@ def put(
 ) -> Descriptor | None:
     """Store a sample of rows (see `sample`) as a rehearsal set; None when no row is small enough
     to travel."""
-    data = sample(examples, older=older, weight=weight)
+    images = any(row.image is not None for row in (*examples, *older))
+    most = MOST_IMAGE_BYTES if images else MOST_BYTES
+    data = sample(examples, most_bytes=most, older=older, weight=weight)
     return store.put_bytes(data, JSONL_TYPE, title=FILE) if data else None
 
 
