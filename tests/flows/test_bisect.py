@@ -50,7 +50,7 @@ def compiled(monkeypatch):
         digests.append(stack.digest)
         return compile_stack(store, stack, **fields)
 
-    monkeypatch.setattr("lamina.stack.compile.compile_stack", counting)
+    monkeypatch.setattr("lamina.flows.modality.compile_stack", counting)
     return digests
 
 

@@ -27,7 +27,7 @@ def compiled(monkeypatch):
         labels.append(stack.label)
         return compile_stack(store, stack, **fields)
 
-    monkeypatch.setattr("lamina.stack.compile.compile_stack", counting)
+    monkeypatch.setattr("lamina.flows.modality.compile_stack", counting)
     return labels
 
 

@@ -21,7 +21,7 @@ from lamina.kernels import build
 from lamina.lowrank.attach import attached
 from lamina.lowrank.supplied import SuppliedGroup
 from lamina.tokens.batch import collate
-from lamina.train import loop, prefix
+from lamina.train import prefix, text_lesson
 from lamina.train.fused import fuse
 from lamina.train.job import fresh_factors
 from lamina.train.objective import token_losses
@@ -41,7 +41,7 @@ def bounds(monkeypatch):
 
     def set_to(memory, file):
         made = lambda job, _: Prefixes(job.directory, memory, file)  # noqa: E731
-        monkeypatch.setattr(loop, "prefixes_of", made)
+        monkeypatch.setattr(text_lesson, "prefixes_of", made)
 
     return set_to
 
@@ -257,11 +257,11 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from lamina.train import loop
+from lamina.train import loop, text_lesson
 from lamina.train.prefix import Prefixes
 from tests.train.test_prefix import upper
 from tests.train.tiny import run
-loop.prefixes_of = lambda job, _: Prefixes(job.directory, 2000, 1 << 20)
+text_lesson.prefixes_of = lambda job, _: Prefixes(job.directory, 2000, 1 << 20)
 loop.CHECKPOINT_SECONDS = 0.0
 asked = 0
 def ask():
