@@ -22,6 +22,19 @@ def _gain(row: dict[str, Any]) -> float:
     return speeds["two"] / speeds["one"]
 
 
+def _images(row: dict[str, Any]) -> str:
+    losses: dict[str, list[str]] = {}
+    for cell in row["matrix"]:
+        layer, _, scorer = cell["exam"].partition("/")
+        if scorer == "denoise":
+            losses.setdefault(layer.removeprefix("bench-"), []).append(f"{cell['value']:.4f}")
+    told = "; ".join(f"{layer} {', '.join(values)}" for layer, values in losses.items())
+    return (
+        f"{told}; 1/{row['smaller']:.0f}; {row['vs_diffusers']:.2f} "
+        f"({row['vs_diffusers_cached']:.2f}); {row['depth_8_1']:.2f}"
+    )
+
+
 def newest(name: str, of: str = "") -> dict[str, Any] | None:
     """The last row of a benchmark, None where there is none; `of`: over rows from such a file.
 
@@ -329,6 +342,14 @@ def _current(add: Callable[[str, str, Callable[[dict[str, Any]], str]], None]) -
         "eight layers of rank 16 squashed, shapes of a 7B model",
         "squash",
         _squash,
+    )
+    add(
+        "a style and a subject over it, on a small latent diffusion base: denoising loss on the "
+        "exam of each, base, style, both; a layer's size beside the base's; a step of diffusers' "
+        "own script with peft over ours (with its latents computed before); a step over eight "
+        "layers over one over none",
+        "images",
+        _images,
     )
 
 
