@@ -1,13 +1,14 @@
 """What a sweep asks: which combinations, which faults, which trial is best."""
 
 import json
+import math
 
 import pytest
 
 from lamina.core.errors import UsageError
 from lamina.core.scores import Score
-from lamina.flows import trials
-from lamina.flows.sweep import Trial, in_order
+from lamina.flows import runs, trials
+from lamina.flows.sweep import Trial, _Teller, in_order
 
 GIVEN = {
     "name": "agent",
@@ -104,3 +105,19 @@ def test_the_best_is_chosen_by_answers_then_by_loss_among_what_the_gate_lets_pas
              trial(3, 0.7, 2.5)]  # fmt: skip
     assert [each.number for each in in_order(given)] == [3, 2, 0, 1, 7, 8]
     assert [each.number for each in in_order(given, "loss")] == [0, 3, 2, 1, 7, 8]
+
+
+def test_what_was_said_before_is_known_and_not_told_again(tmp_path):
+    run = runs.Run(tmp_path)
+    said = [
+        {"event": "step", "step": 2, "steps": 10, "loss": 2.0},
+        {"event": "eval", "step": 2, "loss": 1.5},
+    ]
+    (tmp_path / runs.EVENTS).write_text("".join(json.dumps(event) + "\n" for event in said))
+    told = []
+    teller = _Teller(lambda percent, loss: told.append((percent, loss)), run)
+    assert (teller.percent, teller.loss, told) == (20, 1.5, [])
+    teller.event({"event": "eval", "step": 2, "loss": 1.5})  # as the checkpoint is gone on from
+    teller.event({"event": "eval", "step": 5, "loss": 1.0})
+    teller.event({"event": "eval", "step": 7, "loss": None})
+    assert told == [(50, 1.0), (70, math.inf)]

@@ -338,6 +338,15 @@ def test_work_that_was_begun_is_named(store, tmp_path, trained):
     assert learn.execute(store, runs.to_resume(store, run.id), Said()).layer == done.layer
 
 
+def test_work_that_was_written_down_is_gone_on_with_only_where_that_is_wanted(store, tmp_path):
+    asked, before = request(write_rows(tmp_path / "rows.jsonl")), len(runs.all_runs(store))
+    run = learn.prepare(store, asked, Said())
+    assert learn.prepare(store, asked, Said()).id != run.id
+    newest = learn.prepare(store, asked, Said(), go_on=True)
+    assert newest.id == learn.prepare(store, asked, Said(), go_on=True).id
+    assert len(runs.all_runs(store)) == before + 2
+
+
 def test_a_finished_run_is_not_resumed(store, tmp_path, trained):
     again(store, request(write_rows(tmp_path / "rows.jsonl")))
     with pytest.raises(UsageError, match="finished: mine:v1"):

@@ -37,9 +37,9 @@ class Seen:
     """Its place in the values given."""
     state: State
     percent: int = 0
-    """Of its work."""
+    """Of its work, when it was heard of last."""
     measure: float | None = None
-    """What it was judged by last; less is better."""
+    """What it was judged by there; less is better."""
     value: Any = None
     """What the function gave back, once it is over."""
     fault: str | None = None
@@ -221,11 +221,11 @@ def _in_trial(config: dict[str, Any], work: Work, given: dict[str, Any], threads
     from ray import tune
 
     torch.set_num_threads(threads)
-    last = [WORST]
+    told = {"percent": 0, "measure": WORST}  # where nothing is told nobody is judged beside it
 
     def tell(percent: int, measure: float) -> None:
-        last[0] = measure if math.isfinite(measure) else WORST
-        tune.report({"percent": percent, "measure": last[0]})
+        told.update(percent=percent, measure=measure if math.isfinite(measure) else WORST)
+        tune.report(dict(told))
 
     value = work(given, config["trial"][1], tell)
-    tune.report({"percent": 100, "measure": last[0], "value": value})
+    tune.report({**told, "value": value})

@@ -83,7 +83,7 @@ def prepare(store: Store, request: Request, reporter: Reporter, *, go_on: bool =
     """Read and split the data, write the run's folder. Nothing is trained yet.
 
     Where the very same work has been done before (see `work`), its run instead, unless asked to
-    train `again`; with `go_on`, also a run that has begun with it.
+    train `again`; with `go_on`, also a run of it that has begun, or was about to.
 
     Raises DataError listing every bad row, UnknownNameError, UsageError.
     """
@@ -119,7 +119,7 @@ def prepare(store: Store, request: Request, reporter: Reporter, *, go_on: bool =
     done = None if request.again else work.done_before(store, spec)
     if done is not None:
         return _taken_up(store, *done, spec, reporter)
-    if (begun := work.begun(store, spec)) is not None:
+    if (begun := work.begun(store, spec, written=go_on)) is not None:
         if go_on:
             begun.asked_again(spec)
             return begun

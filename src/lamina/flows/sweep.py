@@ -172,7 +172,7 @@ def _trial(seen: Seen, values: Mapping[str, Any]) -> Trial:
     if seen.state == "over":
         said = dict(seen.value)
         scores = tuple(Score.model_validate(each) for each in said.pop("scores", ()))
-        return Trial(seen.number, values, scores=scores, loss=seen.measure, **said)
+        return Trial(seen.number, values, scores=scores, **said)
     state: State = "failed" if seen.state == "failed" else "ended early"
     return Trial(seen.number, values, state, seen.percent, seen.measure, fault=seen.fault)
 
@@ -225,15 +225,14 @@ def _work(given: dict[str, Any], piece: dict[str, Any], tell: Tell) -> dict[str,
             store, request_of(job, given["rates"], given["beside"]), Silent(), go_on=True
         )
         notes.leave(_ticket(piece["number"]), run.id)
-        teller = _Teller(tell)
-        for event in run.events():
-            teller.event(event)
+        teller = _Teller(tell, run)
         if run.spec.key is not None and _record(Path(given["records"]), run.spec.key).exists():
-            return {"state": "ended early", "run": run.id, "percent": teller.percent}
+            said = {"percent": teller.percent, "loss": teller.loss}
+            return {"state": "ended early", "run": run.id, **said}
         layer, stack = learn.landed(store, run, teller, (notes.folder / STOP).exists)
-        return {"run": run.id, "percent": 100, "layer": layer.digest, "stack": stack.digest} | (
-            _examined(store, stack, job)
-        )
+        made = {"layer": layer.digest, "stack": stack.digest}
+        said = {"percent": 100, "loss": teller.loss}
+        return {"run": run.id, **made, **said, **_examined(store, stack, job)}
     except TrainInterrupted:
         return {"state": "stopped", "run": run.id if run else None}
     except StoreBusyError:
@@ -243,23 +242,32 @@ def _work(given: dict[str, Any], piece: dict[str, Any], tell: Tell) -> dict[str,
 
 
 class _Teller(Silent):
-    """Tells the held-out losses of a run, and how far it has come."""
+    """Tells the held-out losses of a run, and how far it has come.
 
-    def __init__(self, tell: Tell) -> None:
-        self._told, self._tell, self._steps = -1, tell, None
+    What was said before the run went on is known and not told again: who was let go on once is not
+    judged again beside others, in whatever order they come now.
+    """
+
+    def __init__(self, tell: Tell, run: runs.Run) -> None:
+        self._tell: Tell | None = None
+        self._told, self._steps = -1, None
         self.percent = 0
+        self.loss: float | None = None
+        for event in run.events():
+            self.event(event)
+        self._tell = tell
 
     def event(self, event: Mapping[str, Any]) -> None:
-        """Of the run's events, whether they come now or were said before it went on."""
+        """Of the run's events."""
         if event["event"] in ("step", "planned"):
             self._steps = event["steps"]
         if event["event"] != "eval" or event["step"] <= self._told:
             return
-        self._told = event["step"]
+        self._told, self.loss = event["step"], event["loss"]
         if self._steps:  # unknown at first where minutes are given
             self.percent = min(100 * event["step"] // self._steps, 100)
-        loss = event["loss"]
-        self._tell(self.percent, math.inf if loss is None else loss)
+        if self._tell is not None:
+            self._tell(self.percent, math.inf if self.loss is None else self.loss)
 
 
 def _examined(store: Store, stack: ResolvedStack, job: Job) -> dict[str, Any]:

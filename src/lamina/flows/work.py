@@ -87,10 +87,12 @@ def done_before(store: Store, asked: runs.RunSpec) -> tuple[runs.Run, runs.RunRe
     return None
 
 
-def begun(store: Store, asked: runs.RunSpec) -> runs.Run | None:
-    """The newest run of this work whose training has begun and has not come to its layer."""
+def begun(store: Store, asked: runs.RunSpec, *, written: bool = False) -> runs.Run | None:
+    """The newest run of this work whose training has begun and has not come to its layer; with
+    `written` also one that was killed before its first step."""
     for run in _runs(store, asked):
-        if not (run.directory / runs.RESULT).exists() and (run.directory / runs.EVENTS).exists():
+        said = written or (run.directory / runs.EVENTS).exists()
+        if said and not (run.directory / runs.RESULT).exists():
             return run
     return None
 
