@@ -27,6 +27,7 @@ class Together:
 class Member:
     def __init__(self, together, rank):
         self._all, self.rank, self.size, self.sent = together, rank, together.size, 0
+        self.gathered = 0
 
     def _swap(self, numbers):
         self.sent += numbers.numel() * numbers.itemsize

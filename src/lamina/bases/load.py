@@ -14,6 +14,7 @@ from lamina.bases.header import read_entries
 from lamina.bases.identity import CONFIG, TOKENIZER, read_json, weight_files
 from lamina.bases.quantised import load_quantised, quantisation
 from lamina.bases.quiet import quiet
+from lamina.bases.sharded import load_sharded
 from lamina.bases.streamed import load_streamed
 from lamina.core import heap
 from lamina.core.errors import BaseError
@@ -35,10 +36,13 @@ class LoadedBase:
     directory: Path
 
 
-def load(directory: Path, *, dtype: torch.dtype, stream: bool = False) -> LoadedBase:
+def load(
+    directory: Path, *, dtype: torch.dtype, stream: bool = False, shards_on: str | None = None
+) -> LoadedBase:
     """Load a pulled base with its weights in `dtype`, attention through torch's SDPA. Linears of a
     quantised base stay packed, and compute in `dtype`. With `stream`, the decoder's weights stay
-    in the files.
+    in the files; with `shards_on`, they are shared out over the workers that torch.distributed has
+    joined, on that device.
 
     Raises BaseError when a file is missing or malformed, a tensor is missing or has another shape
     than the architecture says, or the base asks for code of its own; MissingPartError.
@@ -48,13 +52,15 @@ def load(directory: Path, *, dtype: torch.dtype, stream: bool = False) -> Loaded
     refuse_custom_code(config, directory)
     weight_files(directory)  # raises where there are none
     kind = quantisation(config)
-    if kind is not None and stream:
+    if kind is not None and (stream or shards_on):
         raise BaseError(
             f"weights in {kind} are loaded whole", hint="leave out --stream, or use the plain base"
         )
     model: Any
     if kind is not None:
         model = load_quantised(directory, kind, dtype=dtype)
+    elif shards_on is not None:
+        model = load_sharded(directory, dtype=dtype, device=shards_on)
     elif stream:
         room = free()
         cached = room is None or 2 * _file_bytes(directory) < room
@@ -100,9 +106,20 @@ def _load_plain(directory: Path, dtype: torch.dtype) -> nn.Module:
 
 def too_large(directory: Path, dtype: torch.dtype) -> bool:
     """Whether a base's weights in `dtype` would take nearly all of the memory at hand, or more."""
+    return crowded(loaded_bytes(directory, dtype))
+
+
+def crowded(size: int, beside: int = 1) -> bool:
+    """Whether weights of `size` bytes would take nearly all of the memory at hand, or more, in each
+    of `beside` processes."""
     room = free()
+    return room is not None and FULL * (room // beside) < size
+
+
+def loaded_bytes(directory: Path, dtype: torch.dtype) -> int:
+    """What a base's weights take in `dtype`."""
     entries = [entry for path in weight_files(directory) for entry in read_entries(path)]
-    return room is not None and FULL * room < dtype.itemsize * sum(e.elements for e in entries)
+    return dtype.itemsize * sum(entry.elements for entry in entries)
 
 
 def _file_bytes(directory: Path) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lamina.bases import int8, nf4
+from lamina.bases.filed import FiledLinear
 from lamina.bases.identity import CONFIG, describe, read_json
 from lamina.bases.shell import (
     QUANTISATION,
@@ -23,7 +24,6 @@ from lamina.bases.shell import (
     replace_linears,
     shell,
 )
-from lamina.bases.streamed import StreamedLinear
 from lamina.bases.supplied import SuppliedLinear
 from lamina.core.errors import BaseError
 from lamina.core.manifests import BaseConfig, Quantisation
@@ -141,10 +141,10 @@ def packed_names(modules: Iterable[str], kind: Quantisation) -> frozenset[str]:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of a model's weights, packed ones as they are stored, those left in files as they are
-    used; frozen layers don't count."""
+    """Bytes of a model's weights, packed ones as they are stored, those left in files or shared out
+    as they are used; frozen layers don't count."""
     packed = [m for m in model.modules() if isinstance(m, QuantisedLinear)]
     tensors = [*model.parameters(), *(t for m in packed for t in m.stored().values())]
-    streamed = [m for m in model.modules() if isinstance(m, StreamedLinear)]
-    elsewhere = sum(m.out_features * m.in_features * m.dtype.itemsize for m in streamed)
+    filed = [m for m in model.modules() if isinstance(m, FiledLinear)]
+    elsewhere = sum(m.out_features * m.in_features * m.dtype.itemsize for m in filed)
     return elsewhere + sum(t.numel() * t.element_size() for t in tensors)

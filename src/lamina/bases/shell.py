@@ -152,10 +152,19 @@ class Files:
         self.read_into(name, flat)
         return flat.view(TORCH_DTYPES[entry.dtype]).view(entry.shape)
 
-    def read_into(self, name: str, out: Tensor) -> None:
-        """A tensor's bytes into `out` (uint8, flat, of that size). Raises OSError."""
+    def read_rows(self, name: str, rows: slice) -> Tensor:
+        """Some rows of a matrix, of one's own. Raises OSError."""
+        entry = self.entries[name]
+        inputs = entry.shape[1]
+        some = torch.empty((rows.stop - rows.start, inputs), dtype=TORCH_DTYPES[entry.dtype])
+        skipped = rows.start * inputs * some.itemsize
+        self.read_into(name, some.view(-1).view(torch.uint8), skipped)
+        return some
+
+    def read_into(self, name: str, out: Tensor, skipped: int = 0) -> None:
+        """A tensor's bytes into `out` (uint8, flat), from the byte `skipped` on. Raises OSError."""
         view = memoryview(out.numpy())  # type: ignore[arg-type]
-        handle, start, done = self.handle(name), self.entries[name].start, 0
+        handle, start, done = self.handle(name), self.entries[name].start + skipped, 0
         while done < len(view):
             got = os.preadv(handle, [view[done:]], start + done)
             if not got:

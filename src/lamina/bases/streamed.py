@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lamina.bases.filed import FiledLinear
 from lamina.bases.header import TensorEntry
-from lamina.bases.shell import TORCH_DTYPES, Files, fill, replace_linears, shell
-from lamina.bases.supplied import SuppliedLinear, added
+from lamina.bases.shell import Files, fill, replace_linears, shell
 
 SAMPLE_BYTES = 256 << 20
 """How much is read to measure how fast that goes."""
@@ -29,18 +29,16 @@ class WeightFiles:
 
     def __init__(self, files: Files, *, cached: bool) -> None:
         """`cached`: whether the system's cache may keep what was read."""
-        self._files, self._cached = files, cached
+        self.files, self._cached = files, cached
         self.bytes_read = 0
 
     def entry(self, name: str) -> TensorEntry:
-        """Where a tensor lies. Raises ValueError for a name that no file has."""
-        if name not in self._files:
-            raise ValueError(f"the files have no {name}")
-        return self._files.entries[name]
+        """Where a tensor lies."""
+        return self.files.entries[name]
 
     def read(self, name: str, out: Tensor) -> None:
         """A tensor's bytes into `out` (uint8, flat, of that size). Raises OSError."""
-        self._files.read_into(name, out)
+        self.files.read_into(name, out)
         self.bytes_read += len(out)
         if not self._cached:
             self.forget(name)
@@ -48,12 +46,12 @@ class WeightFiles:
     def forget(self, name: str) -> None:
         """Tell the system that a tensor's bytes need not stay in its cache."""
         if hasattr(os, "posix_fadvise"):
-            entry, handle = self.entry(name), self._files.handle(name)
+            entry, handle = self.entry(name), self.files.handle(name)
             size = entry.end - entry.start
             os.posix_fadvise(handle, entry.start, size, os.POSIX_FADV_DONTNEED)
 
 
-class StreamedLinear(SuppliedLinear):
+class StreamedLinear(FiledLinear):
     """A linear whose weight is read from a file, with frozen layers folded in after the reading."""
 
     def __init__(
@@ -64,41 +62,15 @@ class StreamedLinear(SuppliedLinear):
         bias: nn.Parameter | None,
         dtype: torch.dtype,
     ) -> None:
-        """`name`: its weight's. Raises ValueError when the files have none of that shape."""
-        super().__init__(shape_OI, bias, dtype)
-        entry = ahead.files.entry(name)
-        if entry.shape != shape_OI:
-            raise ValueError(f"the file has {entry.shape}, the architecture {shape_OI}")
-        self.ahead, self.name = ahead, name
-        self.stored_dtype: torch.dtype = TORCH_DTYPES[entry.dtype]
-        self.bytes = entry.end - entry.start
-        self._update: tuple[Tensor, Tensor] | None = None
-
-    def add(self, a_RI: Tensor, b_OR: Tensor) -> None:
-        """Fold the update in at every reading, after those that are there."""
-        if self._update is not None:
-            a_RI = torch.cat([self._update[0], a_RI])
-            b_OR = torch.cat([self._update[1], b_OR], dim=1)
-        self._update = a_RI, b_OR
+        """As `FiledLinear`."""
+        super().__init__(ahead.files.files, name, shape_OI, bias, dtype)
+        self.ahead = ahead
 
     def supplied(self, out: Tensor | None = None) -> Tensor:
         """W (O, I) read now, frozen layers folded in."""
         raw = torch.empty((self.out_features, self.in_features), dtype=self.stored_dtype)
         self.ahead.files.read(self.name, raw.view(-1).view(torch.uint8))
         return self.finished(raw, out)
-
-    def finished(self, raw_OI: Tensor, out: Tensor | None = None) -> Tensor:
-        """What was read, with frozen layers folded in, in the compute dtype.
-
-        A float32 file is folded in float32 before it is rounded, so that it is rounded once.
-        """
-        wide = self.stored_dtype == torch.float32
-        weight_OI = raw_OI if wide else raw_OI.to(self.dtype)
-        if self._update is not None:
-            weight_OI = added(weight_OI, *self._update)
-        if out is None:
-            return weight_OI.to(self.dtype)
-        return out if out.data_ptr() == weight_OI.data_ptr() else out.copy_(weight_OI)
 
 
 class _Reading(NamedTuple):

@@ -1,6 +1,7 @@
 """What memory this process has and what the machine has left."""
 
 import contextlib
+import hashlib
 import os
 import platform
 import resource
@@ -12,6 +13,7 @@ STATUS = Path("/proc/self/status")
 OWN_STAT = Path("/proc/self/stat")
 UPTIME = Path("/proc/uptime")
 CPUINFO = Path("/proc/cpuinfo")
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 MEMINFO = Path("/proc/meminfo")
 GROUPS = Path("/sys/fs/cgroup")
 """Where control groups are: their limits count, wherever the process is in the tree."""
@@ -59,6 +61,13 @@ def processor() -> str:
             said = subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True)
             return " ".join(said.stdout.split()) or platform.machine()
     return platform.machine()
+
+
+def number() -> int:
+    """A number of this machine's own (below 2^62), the same in all its processes until it is begun
+    again; Linux: of its boot_id, random(4), also in containers. Elsewhere of its name."""
+    text = "".join(_lines(BOOT)).strip() or platform.node()
+    return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
 
 
 def free() -> int | None:

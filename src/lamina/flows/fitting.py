@@ -7,18 +7,20 @@ twice; where that is not enough, training is refused, with what would fit.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from lamina.bases import families
-from lamina.bases.load import empty_model, too_large
+from lamina.bases.load import crowded, empty_model, loaded_bytes
 from lamina.core import machine
 from lamina.core.errors import UsageError
 from lamina.core.recipe import Recipe
 from lamina.core.report import Reporter
 from lamina.core.seeds import derive
 from lamina.core.sizes import size_text
-from lamina.flows import runs
+from lamina.flows import holding, runs
 from lamina.flows.examinee import BATCH_TOKENS
+from lamina.flows.holding import Held
 from lamina.kernels import native
 from lamina.kernels.choose import chosen
 from lamina.plan.memory import (
@@ -40,6 +42,7 @@ from lamina.store.layout import Store
 from lamina.tokens.mask import Encoded, EncodedSet
 from lamina.tokens.pack import plan_batches
 from lamina.train import checkpoint, prefix
+from lamina.train.crew import Alone, Crew
 from lamina.train.fused import why_not
 from lamina.train.passes import split_rows
 
@@ -72,6 +75,8 @@ class Fitted(NamedTuple):
     spec: runs.RunSpec
     prefix_memory: int = prefix.MEMORY
     """Bytes that activations below the first trained layer may take."""
+    held: Held = "whole"
+    """How a crew holds the base; "whole" where one worker is by itself."""
 
 
 def fit(
@@ -82,68 +87,130 @@ def fit(
     rows: Rows,
     reporter: Reporter,
     *,
-    record: bool = True,
+    crew: Crew | None = None,
 ) -> Fitted:
-    """Say what the run takes; the run as it fits, on `record` in its folder.
+    """Say what the run takes; the run as it fits, on record in its folder (by worker 0 of a crew).
 
     A run that has begun keeps its passes, as they decide its digest; computing layers twice does
-    not, nor does remembering in memory, for which there is what is left. Raises UsageError where
-    nothing fits, naming what would.
+    not, nor does remembering in memory, for which there is what is left. A base that one of a
+    crew's workers has no room for is shared out, where everybody has room for a share, else left in
+    the store. Raises UsageError where nothing fits, naming what would.
     """
+    crew = crew or Alone()
+    directory, dtype = base_directory(store, beneath.base), DTYPES[spec.recipe.dtype]
+    packed = beneath.base_config.quantised is not None
+    together = crew.size > 1 and not packed and not spec.stream
     if device_at_hand() != "cpu":
         if spec.memory is not None:
             raise UsageError("--memory is about the processor's memory, and a GPU trains here")
-        return Fitted(spec)
-    recipe = spec.recipe
-    directory = base_directory(store, beneath.base)
-    elsewhere = spec.stream or too_large(directory, DTYPES[recipe.dtype])
-    if elsewhere or beneath.base_config.quantised is not None:
-        if spec.memory is not None:
-            raise UsageError("--memory does not know packed or streamed bases yet")
-        return Fitted(spec)
-    model = empty_model(directory)
-    shapes = shapes_of(model, recipe, warm=spec.start is not None)
-    resident, free = machine.resident(), machine.free()
-    limit = min((n for n in (spec.memory, free and free + resident) if n is not None), default=None)
+        if not together:
+            return Fitted(spec)
+        shapes = shapes_of(empty_model(directory), spec.recipe, warm=spec.start is not None)
+        return Fitted(spec, held=holding.on_gpu(crew, shapes, dtype.itemsize))
+    large = crowded(loaded_bytes(directory, dtype), crew.beside)
+    if packed or spec.stream or (large and not together):
+        return _unpredicted(Fitted(spec))
+    shapes = shapes_of(empty_model(directory), spec.recipe, warm=spec.start is not None)
     begun = (run.directory / checkpoint.FILE).exists()
-
-    def predicted(way: Setting, remembered: int = 0) -> Prediction:
-        work = replace(work_of(spec, beneath, rows, way), remembered=remembered)
-        return predict(shapes, work, resident)
-
-    given = Setting(recipe.pass_tokens, recipe.checkpointing)
-    longest = max(map(len, _learned(rows, recipe)))
-    ways = settings(recipe.batch_tokens, longest, given)
-    if begun:
-        ways = (way for way in ways if way.pass_tokens == given.pass_tokens)
-    enough = limit if limit is not None else 1 << 62
-    way, needed = first_fit(ways, lambda each: predicted(each).bytes, enough)
-    if way is None:
-        leanest = Setting(min(LEAST_PASS, recipe.batch_tokens), checkpointing=True)
-        work = work_of(spec, beneath, rows, leanest)
-        raise _refusal(spec, shapes, work, resident, enough, needed)
-    remembered = min(_remembered(shapes, recipe, rows), enough - needed)
-    found = predicted(way, remembered)
-    reporter.event(
-        {
-            "event": "memory",
-            "predicted": found.bytes,
-            "resident": resident,
-            "free": free,
-            "phases": dict(found.phases),
-            "parts": dict(found.parts),
-            "pass_tokens": way.pass_tokens,
-            "checkpointing": way.checkpointing,
-        }
-    )
-    reporter.say(_said(found.bytes, free, spec.memory, way, given))
-    if way == given:
-        return Fitted(spec, remembered)
+    free = machine.free()
+    free = free and free // crew.beside
+    fitting = _Fitting(spec, beneath, rows, shapes, machine.resident(), free, begun)
+    held: Held = "whole"
+    if together:
+        share = fitting.with_parameters(holding.shared_parameters(shapes, crew.size))
+        room = not crowded(dtype.itemsize * share.shapes.parameters, crew.beside)
+        held = holding.agreed(
+            crew,
+            whole=not large and fitting.way[0] is not None,
+            shared=room and share.way[0] is not None,
+        )
+        if held == "stored" and large:
+            return _unpredicted(Fitted(spec, held=held))
+        fitting = share if held == "shared" else fitting
+    way, remembered = fitting.settled(reporter)
+    if way == fitting.given:
+        return Fitted(spec, remembered, held)
     changes = {"pass_tokens": way.pass_tokens, "checkpointing": way.checkpointing}
-    fitted = recipe.model_copy(update=changes)
-    if record:
-        return Fitted(run.resolve(fitted), remembered)
-    return Fitted(spec.model_copy(update={"recipe": fitted}), remembered)
+    fitted = spec.recipe.model_copy(update=changes)
+    if crew.rank == 0:
+        return Fitted(run.resolve(fitted), remembered, held)
+    return Fitted(spec.model_copy(update={"recipe": fitted}), remembered, held)
+
+
+@dataclass(frozen=True, eq=False)
+class _Fitting:
+    """What there is to fit, and into what."""
+
+    spec: runs.RunSpec
+    beneath: ResolvedStack
+    rows: Rows
+    shapes: Shapes
+    resident: int
+    free: int | None
+    begun: bool
+
+    def with_parameters(self, parameters: int) -> "_Fitting":
+        """The same with so many of them in memory."""
+        return replace(self, shapes=replace(self.shapes, parameters=parameters))
+
+    @property
+    def given(self) -> Setting:
+        """The recipe's."""
+        return Setting(self.spec.recipe.pass_tokens, self.spec.recipe.checkpointing)
+
+    @property
+    def limit(self) -> int:
+        """Bytes that the process may take in all."""
+        free = self.free and self.free + self.resident
+        return min((n for n in (self.spec.memory, free) if n is not None), default=1 << 62)
+
+    def predicted(self, way: Setting, remembered: int = 0) -> Prediction:
+        """What a way takes."""
+        work = work_of(self.spec, self.beneath, self.rows, way)
+        return predict(self.shapes, replace(work, remembered=remembered), self.resident)
+
+    @cached_property
+    def way(self) -> tuple[Setting | None, int]:
+        """The first way that fits and what it takes; None and the least that any takes."""
+        recipe = self.spec.recipe
+        longest = max(map(len, _learned(self.rows, recipe)))
+        ways = settings(recipe.batch_tokens, longest, self.given)
+        if self.begun:
+            ways = (way for way in ways if way.pass_tokens == self.given.pass_tokens)
+        return first_fit(ways, lambda each: self.predicted(each).bytes, self.limit)
+
+    def settled(self, reporter: Reporter) -> tuple[Setting, int]:
+        """That way, once it is said what it takes, and bytes for what can be remembered. Raises
+        UsageError where none fits."""
+        recipe = self.spec.recipe
+        way, needed = self.way
+        if way is None:
+            leanest = Setting(min(LEAST_PASS, recipe.batch_tokens), checkpointing=True)
+            work = work_of(self.spec, self.beneath, self.rows, leanest)
+            raise _refusal(self.spec, self.shapes, work, self.resident, self.limit, needed)
+        remembered = min(_remembered(self.shapes, recipe, self.rows), self.limit - needed)
+        found = self.predicted(way, remembered)
+        reporter.event(
+            {
+                "event": "memory",
+                "predicted": found.bytes,
+                "resident": self.resident,
+                "free": self.free,
+                "phases": dict(found.phases),
+                "parts": dict(found.parts),
+                "pass_tokens": way.pass_tokens,
+                "checkpointing": way.checkpointing,
+            }
+        )
+        reporter.say(_said(found.bytes, self.free, self.spec.memory, way, self.given))
+        return way, remembered
+
+
+def _unpredicted(fitted: Fitted) -> Fitted:
+    """A run of which it is not known what it takes."""
+    if fitted.spec.memory is not None:
+        raise UsageError("--memory does not know packed or streamed bases yet")
+    return fitted
 
 
 def _said(needed: int, free: int | None, given: int | None, way: Setting, asked: Setting) -> str:

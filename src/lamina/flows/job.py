@@ -8,7 +8,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+
 from lamina.bases import families
+from lamina.bases.sharded import shards_of
 from lamina.bases.streamed import reading_cost
 from lamina.core import heap
 from lamina.core.digest import digest_json
@@ -69,16 +72,20 @@ def train_in_crew(
     try:
         rows = rows_of(store, run, spec, base_format(store, beneath), beneath)
         encoded = time.perf_counter()
-        spec, prefix_memory = fitting.fit(store, run, spec, beneath, rows, reporter, record=first)
+        fitted = fitting.fit(store, run, spec, beneath, rows, reporter, crew=crew)
+        spec, stored = fitted.spec, fitted.spec.stream or fitted.held == "stored"
         reporter.say(f"folding {len(beneath.layers)} layers into a copy of the base")
         compiled = compile_stack(
             store,
             beneath,
             dtype=DTYPES[spec.recipe.dtype],
-            device="cpu" if spec.stream else device_at_hand(),
-            stream=True if spec.stream else None,
+            device="cpu" if stored else device_at_hand(),
+            stream=True if stored else None,
+            shard=fitted.held == "shared",
         )
         say_reading(compiled, reporter)
+        shards = shards_of(compiled.linears.values())
+        crew.hold(shards)
         job, counts = job_of(store, run, spec, compiled, rows)
     except LaminaError:
         if crew.size == 1 and not (run.directory / runs.EVENTS).exists():
@@ -91,12 +98,20 @@ def train_in_crew(
         load_seconds=round(time.perf_counter() - encoded, 2),
         encode_seconds=round(encoded - began, 2),
     )
+    if shards is not None:
+        events.emit(
+            "shards", workers=crew.size, bytes=shards.bytes, bytes_per_worker=shards.share_bytes
+        )
     shared = None if spec.private else _shared(store, compiled)
-    job = replace(job, prefix_memory=prefix_memory, shared=shared)
+    job = replace(job, prefix_memory=fitted.prefix_memory, shared=shared)
     outcome = train(job, events, should_stop, crew)
-    if not first:
-        return None
-    landed = land(store, run, spec, compiled, outcome, counts, reporter, should_stop)
+    try:
+        landed = None
+        if first:
+            landed = land(store, run, spec, compiled, outcome, counts, reporter, should_stop)
+    finally:
+        if shards is not None:  # a rehearsal set is written with everybody's share of the base
+            crew.follow(torch.zeros(1))
     del compiled, job, outcome
     heap.give_back()  # the exam loads the stack anew
     return landed

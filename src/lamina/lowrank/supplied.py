@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from lamina.bases.sharded import ShardedLinear, supplier_of_shards
 from lamina.bases.streamed import StreamedLinear, supplier_of
 from lamina.bases.supplied import SuppliedLinear
 from lamina.lowrank.group import Group
@@ -94,8 +95,11 @@ def group_of(members: Sequence[nn.Linear | LowRankLinear], scratch: Scratch, lik
         return Group(members)
     shape = (sum(base.out_features for base in supplied), supplied[0].in_features)
     streamed = [base for base in supplied if isinstance(base, StreamedLinear)]
+    sharded = [base for base in supplied if isinstance(base, ShardedLinear)]
     if len(streamed) == len(supplied):
         supplier = supplier_of(streamed, lambda: scratch.shaped(shape, like))
+    elif len(sharded) == len(supplied):
+        supplier = supplier_of_shards(sharded, lambda: scratch.shaped(shape, like))
     else:
         supplier = _one_by_one(supplied, lambda: scratch.shaped(shape, like))
     return SuppliedGroup(members, supplier, _joined_term(supplied), like)

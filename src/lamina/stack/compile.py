@@ -15,6 +15,7 @@ from torch import nn
 
 from lamina.bases import families
 from lamina.bases.load import load, load_tokenizer, too_large
+from lamina.bases.sharded import shards_of
 from lamina.bases.supplied import SuppliedLinear
 from lamina.core import heap
 from lamina.core.errors import LayerError
@@ -65,21 +66,28 @@ def compile_stack(
     dtype: torch.dtype = torch.bfloat16,
     device: str = "cpu",
     stream: bool | None = None,
+    shard: bool = False,
 ) -> Compiled:
     """Load the base, fold the layers in (float32, rounded once). Base bytes are never written.
 
     Over a quantised base the layers stay factors beside its packed weights. With `stream` the
     decoder's weights stay in the store and are read as they are used; None: where they do not fit
-    into the memory at hand.
+    into the memory at hand. With `shard` they are shared out over the workers that
+    torch.distributed has joined, all of which compile the same.
     Raises LayerError listing every fault of every layer, CorruptBlobError, BaseError.
     """
     heap.give_back()  # what an earlier stack left: reading takes memory elsewhere
     directory = base_directory(store, stack.base)
-    if stream is None:
+    if stream is None and not shard:
         packed = stack.base_config.quantised is not None
         stream = not packed and device == "cpu" and too_large(directory, dtype)
-    wide = _folded_wide(stack) and not stream  # which does so linear by linear
-    loaded = load(directory, dtype=torch.float32 if wide else dtype, stream=stream)
+    wide = _folded_wide(stack) and not (stream or shard)  # which do so linear by linear
+    loaded = load(
+        directory,
+        dtype=torch.float32 if wide else dtype,
+        stream=bool(stream),
+        shards_on=device if shard else None,
+    )
     linears = families.linears(loaded.model)
     factors = [layer_factors(store, layer) for layer in stack.layers]
     faults = [
@@ -91,6 +99,8 @@ def compile_stack(
         raise LayerError(f"{stack.label} does not fit its base", faults=faults)
     if factors:
         fold_into(linears, compose(factors))
+    if (shards := shards_of(linears.values())) is not None:
+        shards.fill()
     if wide:
         for parameter in loaded.model.parameters():  # not buffers: rotary tables stay float32
             parameter.data = parameter.data.to(dtype)

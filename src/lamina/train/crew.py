@@ -1,8 +1,9 @@
 """Workers that take one run's steps together: each learns from its share of a step's rows.
 
-All hold the whole model and the same factors, and take every decision alike. What travels a step is
-one sum over the factors' gradient, the loss, and each row's worst: a few megabytes, whatever the
-base's size. The step is that of one worker up to the order in which numbers are added.
+All hold the same factors and take every decision alike. What travels a step is one sum over the
+factors' gradient, the loss, and each row's worst: a few megabytes, whatever the base's size; and
+the base itself, where they hold it together (`bases.sharded`). The step is that of one worker up to
+the order in which numbers are added.
 """
 
 import time
@@ -11,6 +12,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from lamina.bases.sharded import Shards
+from lamina.core import machine
 
 
 class Crew(Protocol):
@@ -21,6 +25,12 @@ class Crew(Protocol):
     size: int
     sent: int
     """Bytes of numbers that this worker has put into sums and taken from others so far."""
+    beside: int
+    """Workers on this machine, this one included."""
+
+    @property
+    def gathered(self) -> int:
+        """Bytes of the base's weights that came from others so far."""
 
     def add(self, numbers: Tensor) -> None:
         """Make it the sum of everybody's, in place, the same to the bit for all."""
@@ -28,17 +38,24 @@ class Crew(Protocol):
     def follow(self, numbers: Tensor) -> None:
         """Make it what worker 0 has, in place."""
 
+    def hold(self, shards: Shards | None) -> None:
+        """Hold the base together from now on, if it is shared out: whoever comes to a sum first
+        takes part in what others still gather."""
+
 
 class Alone:
     """A crew of one: everything is as it would be without."""
 
-    rank, size, sent = 0, 1, 0
+    rank, size, sent, beside, gathered = 0, 1, 0, 1, 0
 
     def add(self, numbers: Tensor) -> None:
         """Nothing to add."""
 
     def follow(self, numbers: Tensor) -> None:
         """Nobody to follow."""
+
+    def hold(self, shards: Shards | None) -> None:
+        """Nobody to hold it with."""
 
 
 class Group:
@@ -50,16 +67,35 @@ class Group:
         self._distributed = distributed
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         self.sent = 0
+        self._shards: Shards | None = None
+        machines = torch.zeros(self.size, dtype=torch.int64)
+        machines[self.rank] = machine.number()
+        distributed.all_reduce(machines)
+        self.beside = int((machines == machines[self.rank]).sum())
+
+    def hold(self, shards: Shards | None) -> None:
+        """See `Crew`."""
+        self._shards = shards
+
+    @property
+    def gathered(self) -> int:
+        """See `Crew`."""
+        return 0 if self._shards is None else self._shards.gathered
 
     def add(self, numbers: Tensor) -> None:
         """See `Crew`."""
-        self.sent += numbers.numel() * numbers.itemsize
+        self._meet(numbers)
         self._distributed.all_reduce(numbers)
 
     def follow(self, numbers: Tensor) -> None:
         """See `Crew`."""
-        self.sent += numbers.numel() * numbers.itemsize
+        self._meet(numbers)
         self._distributed.broadcast(numbers, src=0)
+
+    def _meet(self, numbers: Tensor) -> None:
+        self.sent += numbers.numel() * numbers.itemsize
+        if self._shards is not None:
+            self._shards.attend()
 
 
 def share(lengths: Sequence[int], crew: Crew) -> list[int]:

@@ -433,8 +433,13 @@ class _Run:
             self.prefixes.leave()
             self.events.emit("prefixes", **self.prefixes.counts._asdict())
         if self.crew.size > 1:
-            each = self.crew.sent // max(1, progress.step - self.first_step)
-            self.events.emit("crew", workers=self.crew.size, bytes_per_step=each)
+            steps = max(1, progress.step - self.first_step)
+            self.events.emit(
+                "crew",
+                workers=self.crew.size,
+                bytes_per_step=self.crew.sent // steps,
+                gathered_per_step=self.crew.gathered // steps,
+            )
         self.events.emit(
             "done", step=progress.step, best_step=self.progress.best_step, loss=progress.best_loss
         )
