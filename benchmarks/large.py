@@ -93,8 +93,9 @@ def checkpoint(folder: Path, shape: dict[str, int], device: str = "cpu") -> None
     write_shards(sizes, drawn, folder, limit=SHARD)
 
 
-def train(given: Any) -> dict[str, Any]:
-    """Train on the stack `given.on` in this process, and say what it took."""
+def train(given: Any, *, crew: Any = None, shard: bool = False) -> dict[str, Any]:
+    """Train on the stack `given.on` in this process, and say what it took; in a `crew`, perhaps
+    with a share of the base only."""
     if given.limit:
         resource.setrlimit(resource.RLIMIT_DATA, (given.limit, given.limit))
     import numpy as np
@@ -103,6 +104,7 @@ def train(given: Any) -> dict[str, Any]:
     from benchmarks.squash import memory
     from lamina.bases import families
     from lamina.bases.quantised import weight_bytes
+    from lamina.bases.sharded import shards_of
     from lamina.bases.streamed import StreamedLinear, reading_cost
     from lamina.core.recipe import Recipe
     from lamina.stack.compile import compile_stack
@@ -116,14 +118,19 @@ def train(given: Any) -> dict[str, Any]:
     store = Store.open(given.home)
     stream = {"auto": None, "yes": True, "no": False}[given.stream]
     began = time.perf_counter()
-    compiled = compile_stack(store, resolve(store, given.on), stream=stream, device=given.device)
+    compiled = compile_stack(
+        store, resolve(store, given.on), stream=stream, device=given.device, shard=shard
+    )
     loading = time.perf_counter() - began
+    if crew is not None:
+        crew.hold(shards_of(compiled.linears.values()))
     linears = compiled.linears.values()
     cost = reading_cost(linears)
-    rows = []
-    for seed in range(given.steps + 1):
-        ids = np.random.default_rng(seed).integers(8, 384, given.tokens, dtype=np.int32)
-        rows.append(Encoded(ids, np.arange(given.tokens) >= given.tokens // 2, f"row {seed}"))
+    workers = 1 if crew is None else crew.size
+    rows, length = [], given.tokens // workers
+    for seed in range(given.steps * workers + 1):
+        ids = np.random.default_rng(seed).integers(8, 384, length, dtype=np.int32)
+        rows.append(Encoded(ids, np.arange(length) >= length // 2, f"row {seed}"))
     recipe = Recipe(
         rank=RANK, lr=1e-3, steps=given.steps, batch_tokens=given.tokens, rehearsal=0.0,
         protect=0.0, eval_every=given.steps, patience=None,
@@ -143,6 +150,7 @@ def train(given: Any) -> dict[str, Any]:
                 directory=directory, resume_with="",
             ),
             EventLog(None, seen),
+            crew=crew,
         )  # fmt: skip
     digest = hashlib.sha256()
     for name, factors in sorted(outcome.factors.items()):
@@ -164,6 +172,7 @@ def train(given: Any) -> dict[str, Any]:
         "read_rate": round(cost.rate) if cost else None,
         "kernels": outcome.kernels,
         "gpu_bytes": torch.cuda.max_memory_allocated() if given.device == "cuda" else None,
+        "gathered_a_step": crew.gathered // max(1, len(steps)) if crew is not None else 0,
         "factors": digest.hexdigest(),
     }
 

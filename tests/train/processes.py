@@ -9,7 +9,7 @@ import os
 import traceback
 from datetime import timedelta
 
-SECONDS = 120
+SECONDS = 300
 """Longest that any of them may take."""
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__, "lamina.flows.job", "torch.distributed.fsdp"])
