@@ -41,7 +41,8 @@ def copy(store, tmp_path):
     def of(name, on="first", **fields):
         root = tmp_path / name
         shutil.copytree(store.root, root, symlinks=True)
-        data = write_rows(tmp_path / f"{name}.jsonl", word="metal")
+        (tmp_path / f"{name}-rows").mkdir()
+        data = write_rows(tmp_path / f"{name}-rows" / "rows.jsonl", word="metal")
         run = learn.prepare(
             Store.open(root), request(data, "next", on, dtype="float32", **fields), Said()
         )
@@ -72,7 +73,7 @@ def in_crew(rank, root, run_id, free=None, resident=None):
         made = train_in_crew(store, run, spec, beneath, Silent(), lambda: False, crew)
     except UsageError as error:
         return error.message, [], crew.gathered
-    return made and made[0].digest, run.events(), crew.gathered
+    return made and made[0].digest, list(run.events()), crew.gathered
 
 
 def sizes(store, workers):

@@ -7,6 +7,7 @@ bytes and rounds nothing, so the numbers are those of a base in memory, to the b
 head are not shared out: each worker maps them, or copies them to its GPU.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,10 +21,15 @@ from lamina.bases import families
 from lamina.bases.filed import FiledLinear
 from lamina.bases.shell import Files, fill, replace_linears, shell
 from lamina.bases.turns import NOTHING, Course, Wish, next_of
+from lamina.core import heap
 
 GATHERED = 3
 """Layers that are whole at a time, at most: the one in use, and the next one twice, as it came and
 as it is put together."""
+
+
+BLOCK = 4 << 20
+"""Bytes from which memory goes back to the system at once: layers come and go in larger blocks."""
 
 
 class ShardedLinear(FiledLinear):
@@ -90,6 +96,45 @@ class _Block:
             start += each.out_features
 
 
+class _Wire:
+    """How FSDP2 gathers between processors: everybody sends its part to the others, into one piece
+    of memory that is there for good.
+
+    gloo's own gathering makes copies of all on either side, of which malloc keeps holes (measured:
+    docs/log.md).
+    """
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._waiting: list[Any] = []
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Memory for a gathering; the one before is over."""
+        needed = math.prod(size) * dtype.itemsize
+        if len(self._memory) < needed:
+            self._memory = torch.empty(needed, dtype=torch.uint8, device=device)
+        return self._memory[:needed].view(dtype).view(*size)
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: Any, async_op: bool = False
+    ) -> None:
+        """Begin; `input_tensor` lies in its place in `output_tensor`."""
+        import torch.distributed as distributed
+
+        self._waiting = [
+            distributed.broadcast(part, group_src=owner, group=group, async_op=True)
+            for owner, part in enumerate(output_tensor.chunk(group.size()))
+        ]
+        if not async_op:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until all is there."""
+        for each in self._waiting:
+            each.wait()
+        self._waiting = []
+
+
 class Shards:
     """This worker's share of every decoder layer, and the layers that are whole at the moment.
 
@@ -111,6 +156,7 @@ class Shards:
         self._hand = self._before = -1
         self._coming: tuple[int, Any] | None = None
         self._after: dict[tuple[int, int], int] = {}
+        self._wire = _Wire()
         self._filled = False
         self.gathered = 0
         """Bytes that came from other workers so far."""
@@ -138,8 +184,9 @@ class Shards:
                 home.add_module(str(inputs), block.home)
                 self._blocks.setdefault(layer, []).append(block)
                 self._places |= {each.name: (block, start) for each, start, _ in block.spans()}
-            fully_shard(home, mesh=mesh)
-            self._homes[layer] = home.to_empty(device=self._device)
+            self._homes[layer] = fully_shard(home, mesh=mesh).to_empty(device=self._device)
+            if self._device.type == "cpu":
+                self._homes[layer].set_custom_all_gather(self._wire)
         self._expected.clear()
         self._course = Course(1 + max(self._homes))
 
@@ -230,24 +277,30 @@ class Shards:
         if self._hand >= 0:
             self._homes[self._hand].reshard()
         if self._coming is not None and self._coming[0] != layer:
-            wrong, handle = self._coming
-            handle.wait()
-            self._homes[wrong].reshard()
-            self._coming = None
-        handle = self._coming[1] if self._coming is not None else self._begin(layer)
-        handle.wait()
-        self._coming = None
+            self._homes[self._arrived()].reshard()
+        if self._coming is None:
+            self._begin(layer)
+        self._arrived()
         self._after[self._before, self._hand] = layer
         self._before, self._hand = self._hand, layer
         following = self._after.get((self._before, layer))
         if following is not None:
-            self._coming = following, self._begin(following)
+            self._begin(following)
 
-    def _begin(self, layer: int) -> Any:
-        """Gather a layer, all workers at once; what waits for it."""
+    def _arrived(self) -> int:
+        """Wait for the layer that comes; which one it is."""
+        assert self._coming is not None
+        layer, handle = self._coming
+        self._wire.wait()
+        handle.wait()
+        self._coming = None
+        return layer
+
+    def _begin(self, layer: int) -> None:
+        """Gather a layer, all workers at once."""
         for block in self._blocks[layer]:
             self.gathered += (self.workers - 1) * block.chunk * block.row_bytes
-        return self._homes[layer].unshard(async_op=True)
+        self._coming = layer, self._homes[layer].unshard(async_op=True)
 
 
 def shards_of(linears: Iterable[nn.Linear]) -> Shards | None:
@@ -280,6 +333,7 @@ def load_sharded(directory: Path, *, dtype: torch.dtype, device: str) -> nn.Modu
 
     Raises BaseError listing every tensor that is missing or of another shape.
     """
+    heap.keep_apart(BLOCK)
     files = Files(directory)
     model, shards = shell(directory, dtype=dtype), Shards(files, torch.device(device))
 

@@ -1,5 +1,6 @@
 """What libraries hold of memory without need: given back, or kept within bounds."""
 
+import contextlib
 import ctypes
 from functools import cache
 from typing import Any
@@ -10,6 +11,10 @@ CODE = 64
 """Products whose code torch keeps. A step's products have 17 to 33 shapes, and others with every
 number of tokens; torch's own bound is 1,024 of them in either of two caches, one to three megabytes
 each. Making one again takes 0.3 ms (docs/log.md)."""
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Of malloc.h."""
 
 
 def give_back() -> None:
@@ -29,6 +34,19 @@ def bound_code() -> None:
     the environment says already stays.
     """
     tell(dict.fromkeys(("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), str(CODE)))
+
+
+def keep_apart(size: int) -> None:
+    """From now on blocks of that many bytes come from the system each, and go back to it when they
+    are freed (glibc's mallopt(3)); elsewhere nothing changes.
+
+    Worth it where large blocks come and go for as long as the process lives: glibc otherwise moves
+    them into its heap after the first, where the holes that they leave add up.
+    """
+    with contextlib.suppress(OSError, TypeError, AttributeError):
+        tune = ctypes.CDLL(None).mallopt
+        tune(_MMAP_THRESHOLD, size)
+        tune(_TRIM_THRESHOLD, 64 << 20)  # as glibc has it by itself once large blocks were freed
 
 
 @cache
