@@ -70,7 +70,7 @@ def together(root: Path, on: str, given: Any, *, shard: bool, limit: int = 0) ->
     for process, (_, said) in zip(started, ended, strict=True):
         if process.returncode:
             last = [line.strip() for line in said.splitlines() if line.strip()]
-            return {"ended": f"exit {process.returncode}: {(last or [''])[-1][:200]}"}
+            return {"ended": f"exit {process.returncode}: {' | '.join(last[-3:])[:300]}"}
     found: list[dict[str, Any]] = [json.loads(out.splitlines()[-1]) for out, _ in ended]
     most = {key: max(each[key] for each in found) for key in KEPT}
     rate = round(found[0]["tokens_a_step"] / found[0]["step_seconds"], 1)

@@ -34,6 +34,7 @@ KEYS = {
     "serve": {"many_vs_one", "bound_share", "http_share", "tokens_s"},
     "serve_load": {"clients", "answers", "lost", "crossed", "rss_growth"},
     "serve_zipf": {"first_new_s", "first_known_s", "gap_s", "rss_mb", "layers_evicted"},
+    "sharded": {"bit_exact", "ratio", "whole", "shared", "under_limit", "whole_ends_with"},
     "ray": {"dp_max_rel", "bytes_per_step", "killed", "lost", "farm"},
     "hub": {"pull_over_layer", "transfers", "faults", "corrupt"},
     "share": {"moved_over_layer", "push_vs_oras", "pull_vs_oras", "faults", "corrupt"},
@@ -54,6 +55,7 @@ def home(tmp_path):
 
 WITHOUT_DATA = {
     "export_parity", "gpu", "hub", "memory", "ray", "serve", "serve_load", "serve_zipf", "share",
+    "sharded",
 }  # fmt: skip
 
 

@@ -184,9 +184,11 @@ class Shards:
                 home.add_module(str(inputs), block.home)
                 self._blocks.setdefault(layer, []).append(block)
                 self._places |= {each.name: (block, start) for each, start, _ in block.spans()}
-            self._homes[layer] = fully_shard(home, mesh=mesh).to_empty(device=self._device)
+            shared: Any = fully_shard(home, mesh=mesh)
+            home.to_empty(device=self._device)
             if self._device.type == "cpu":
-                self._homes[layer].set_custom_all_gather(self._wire)
+                shared.set_custom_all_gather(self._wire)
+            self._homes[layer] = shared
         self._expected.clear()
         self._course = Course(1 + max(self._homes))
 
