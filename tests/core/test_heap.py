@@ -52,3 +52,29 @@ def test_what_the_environment_says_stays(monkeypatch):
     heap.bound_code()
     assert os.environ["LRU_CACHE_CAPACITY"] == "7"
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == str(heap.CODE)
+
+
+HOLES = """
+import sys, torch
+from lamina.core import heap
+from lamina.core.machine import resident
+if sys.argv[1] == "apart":
+    heap.keep_apart(4 << 20)
+torch.ones(30 << 20, dtype=torch.uint8)  # the next one of that size comes out of glibc's heap
+before = resident()
+blocks = [[torch.ones(8 << 20, dtype=torch.uint8), torch.ones(100 << 10)] for _ in range(20)]
+for each in blocks:
+    each[0] = None
+print(resident() - before)
+"""
+
+
+def test_blocks_that_are_kept_apart_leave_no_holes():
+    left = {}
+    for way in ("apart", "together"):
+        command = [sys.executable, "-c", HOLES, way]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        left[way] = int(done.stdout)
+    if left["together"] < 100 << 20:
+        pytest.skip("this library's heap has no such holes")
+    assert left["apart"] < 30 << 20

@@ -87,3 +87,15 @@ def test_version_1(linux):
         groups__memory__box__memory_DOT_usage_in_bytes=f"{2 * GB}\n",
     )
     assert machine.free() == GB
+
+
+def test_a_machine_has_one_number(linux, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "BOOT", tmp_path / "boot_id")
+    unnamed = machine.number()
+    found = []
+    for text in ("one\n", "one", "another"):
+        linux(boot_id=text)
+        found.append(machine.number())
+    assert found[0] == found[1] != found[2]
+    assert unnamed not in found
+    assert all(0 <= each < 2**62 for each in found)
