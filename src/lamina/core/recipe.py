@@ -5,7 +5,7 @@ Every default of training lives here and nowhere else.
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lamina.core.values import Value
 
@@ -95,9 +95,9 @@ class Recipe(Value):
     """Steps between two held-out losses; None: about ten times, at most a tenth of the work."""
     eval_rows: Annotated[int, Field(ge=1)] = 32
     """Held-out rows looked at during training."""
-    patience: Annotated[int, Field(ge=1)] | None = 4
-    """Stop after this many held-out losses in a row without a new best; None never stops early,
-    nor do fewer than four held-out rows."""
+    patience: Annotated[int, Field(ge=0)] = 4
+    """Stop after this many held-out losses in a row without a new best; 0 (or None) never stops
+    early, nor do fewer than four held-out rows."""
     rehearsal: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the training tokens that comes from the rehearsal sets of the layers beneath."""
     rehearse: Literal["parent", "labels"] = "parent"
@@ -124,6 +124,11 @@ class Recipe(Value):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Dtype of the products; factors and optimiser state are always float32."""
+
+    @field_validator("patience", mode="before")
+    @classmethod
+    def _none_is_never(cls, value: object) -> object:
+        return 0 if value is None else value  # what is None is not written down
 
     @model_validator(mode="after")
     def _length_can_be_left_open(self) -> Self:

@@ -221,7 +221,7 @@ class _Bench:
                 "batch_tokens": min(PROBE_TOKENS, self.default.batch_tokens),
                 "rehearsal": 0.0,
                 "protect": 0.0,
-                "patience": None,
+                "patience": 0,
             }
         )
         events: list[dict[str, Any]] = []

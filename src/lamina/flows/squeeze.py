@@ -25,7 +25,7 @@ from lamina.train.teach import sayings
 
 PASSES = 3
 """Passes over the rows, unless somebody asks for others."""
-_RECIPE = Recipe(lr=3e-4, batch_tokens=1024, rehearsal=0.0, protect=0.0, patience=None)
+_RECIPE = Recipe(lr=3e-4, batch_tokens=1024, rehearsal=0.0, protect=0.0, patience=0)
 
 
 def squeezed(

@@ -224,7 +224,7 @@ class _Run:
 
     def _out_of_patience(self) -> bool:
         patience = self.recipe.patience
-        return self.judged and patience is not None and self.progress.since_best >= patience
+        return self.judged and bool(patience) and self.progress.since_best >= patience
 
     def _overtime(self) -> bool:
         """Whether the time limit is well past; at least one step is taken."""
