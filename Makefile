@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 BENCH ?= quickstart cold_start iterate depth peft_parity crash gsm8k \
 	stream contributors refresh rebase squash merge \
 	train methods quantised large memory plan \
-	export_parity imports serve serve_load serve_zipf share hub ray sharded
+	export_parity imports serve serve_load serve_zipf share hub ray sharded images
 
 # a process a core; more threads in each would wait for one another. Bytecode is kept: tests start
 # many short processes, and pytest rewrites its plugins' assertions anew wherever it is not

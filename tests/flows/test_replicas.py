@@ -15,8 +15,8 @@ from lamina.core.errors import BusyError, FleetError, UsageError
 from lamina.fleet.replicas import Size
 from lamina.flows.crossing import event_of, plain, plain_event
 from lamina.flows.elsewhere import error_of, text_of, told
-from lamina.flows.holder import Holder, holder
 from lamina.flows.hosting import Host, with_limits
+from lamina.flows.replica import Holder, holder
 from lamina.flows.replicas import TRIES, Spread
 from lamina.serve.engine import Limits
 from lamina.serve.request import Finished, Request, Token

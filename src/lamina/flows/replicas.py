@@ -21,7 +21,7 @@ from lamina.fleet.cluster import cluster
 from lamina.fleet.replicas import Group, replicas, size_of
 from lamina.flows.crossing import event_of, plain
 from lamina.flows.elsewhere import error_of, told
-from lamina.flows.holder import holder
+from lamina.flows.replica import holder
 from lamina.serve.engine import Limits
 from lamina.serve.request import (
     Event,

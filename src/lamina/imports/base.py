@@ -66,18 +66,8 @@ class Beneath:
 
 def beneath(directory: Path, layers: Sequence[LayerFactors], packed: str | None) -> Beneath:
     """The facts of a base's folder with layers over it. Raises BaseError."""
-    files = Files(directory)
-    shapes = linear_shapes(directory)
-    return Beneath(
-        directory=directory,
-        config=read_json(directory / CONFIG),
-        shapes=shapes,
-        linears=Names(shapes),
-        layers=tuple(layers),
-        files=files,
-        tensors=Names(files.homes),
-        packed=packed,
-    )
+    config, shapes = read_json(directory / CONFIG), linear_shapes(directory)
+    return _beneath(directory, config, shapes, layers, Files(directory), packed)
 
 
 def beneath_image(directory: Path, layers: Sequence[LayerFactors]) -> Beneath:
@@ -88,16 +78,27 @@ def beneath_image(directory: Path, layers: Sequence[LayerFactors]) -> Beneath:
         path: f"{path.name.partition(SEPARATOR)[0]}."
         for path in sorted(directory.glob(f"*{SEPARATOR}*.safetensors"))
     }
-    files = Files(directory, parts)
+    config = read_json(directory / INDEX)
+    return _beneath(directory, config, shapes, layers, Files(directory, parts), None)
+
+
+def _beneath(
+    directory: Path,
+    config: dict[str, Any],
+    shapes: dict[str, tuple[int, int]],
+    layers: Sequence[LayerFactors],
+    files: Files,
+    packed: str | None,
+) -> Beneath:
     return Beneath(
         directory=directory,
-        config=read_json(directory / INDEX),
+        config=config,
         shapes=shapes,
         linears=Names(shapes),
         layers=tuple(layers),
         files=files,
         tensors=Names(files.homes),
-        packed=None,
+        packed=packed,
     )
 
 
