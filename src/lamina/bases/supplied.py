@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lamina.bases import products
+
 
 class SuppliedLinear(nn.Linear):
     """y = x W^T + bias + (x A^T) B^T with W made for each product, and kept by none.
@@ -53,7 +55,7 @@ class SuppliedLinear(nn.Linear):
 
     def product(self, x_NI: Tensor) -> Tensor:
         """y (N, O), without gradients."""
-        y_NO = nn.functional.linear(x_NI, self.supplied(), self.bias)
+        y_NO = products.linear(x_NI, self.supplied(), self.bias)
         if self.term is not None:
             a_RI, b_OR = self.term
             y_NO.addmm_(x_NI @ a_RI.T, b_OR.T)
@@ -61,7 +63,7 @@ class SuppliedLinear(nn.Linear):
 
     def input_gradient(self, g_NO: Tensor) -> Tensor:
         """dx (N, I) = g W + (g B) A."""
-        dx_NI = g_NO @ self.supplied()
+        dx_NI = products.through(g_NO, self.supplied())
         if self.term is not None:
             a_RI, b_OR = self.term
             dx_NI.addmm_(g_NO @ b_OR, a_RI)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lamina.bases import products
 from lamina.kernels import native
 from lamina.lowrank.linear import LowRankLinear
 
@@ -121,7 +122,7 @@ class Group:
 
     def narrow(self, x_NI: Tensor) -> Tensor | None:
         """u = x A^T (N, R); None without an update."""
-        return None if self._a_RI is None else x_NI @ self._a_RI.T
+        return None if self._a_RI is None else products.linear(x_NI, self._a_RI)
 
     def forward(
         self, x_NI: Tensor, residual_NO: Tensor | None = None, out: Tensor | None = None
@@ -137,7 +138,7 @@ class Group:
             if self.bias_O is not None:
                 y_NO += self.bias_O
         elif out is None:
-            y_NO = nn.functional.linear(x_NI, self.weight_OI, self.bias_O)
+            y_NO = products.linear(x_NI, self.weight_OI, self.bias_O)
         elif self.bias_O is None:
             y_NO = torch.mm(x_NI, self.weight_OI.T, out=out)
         else:
@@ -145,6 +146,8 @@ class Group:
         u_NR = self.narrow(x_NI)
         if u_NR is None:
             return y_NO, None
+        if out is None and len(self.outs) == 1:
+            return products.added(y_NO, u_NR, self._parts[0].b_OR), u_NR
         for outs, ranks, _, b_OR in self._parts:
             y_NO[:, outs].addmm_(u_NR[:, ranks], b_OR.T)
         return y_NO, u_NR
@@ -155,9 +158,9 @@ class Group:
         if self._own:
             update = None if v_NR is None or self._a_RI is None else (v_NR, self._a_RI)
             return native.product_back(g_NO, self.weight_OI, update), v_NR
-        dx_NI = g_NO @ self.weight_OI
+        dx_NI = products.through(g_NO, self.weight_OI)
         if v_NR is not None and self._a_RI is not None:
-            dx_NI.addmm_(v_NR, self._a_RI)
+            dx_NI = products.added(dx_NI, v_NR, self._a_RI.T)
         return dx_NI, v_NR
 
     def add_gradients(
@@ -168,13 +171,13 @@ class Group:
             return
         v_NR = self._through_b(g_NO) if v_NR is None else v_NR
         assert v_NR is not None
-        da_RI = v_NR.T @ x_NI
+        da_RI = products.across(v_NR, x_NI)
         for outs, ranks, update, _ in self._parts:
             assert update.a.grad is not None
             assert update.b.grad is not None
             update.a.grad += da_RI[ranks]
-            # the narrow side first: torch's product of few rows beats the one of few columns
-            db_RO = u_NR[:, ranks].T @ g_NO[:, outs]
+            # the narrow side first: sums of few rows are faster than those of few columns
+            db_RO = products.across(u_NR[:, ranks], g_NO[:, outs])
             update.b.grad.add_(db_RO.T, alpha=update.scale)
 
     def _through_b(self, g_NO: Tensor) -> Tensor | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lamina.bases import products
 from lamina.bases.supplied import SuppliedLinear
 from lamina.lowrank.maths import Factors
 
@@ -33,12 +34,12 @@ class _LowRankProduct(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         a_cast, b_cast = a_RI.to(x_NI.dtype), b_OR.to(x_NI.dtype)
-        u_NR = x_NI @ a_cast.T
+        u_NR = products.linear(x_NI, a_cast)
         if isinstance(base, SuppliedLinear):
             y_NO = base.product(x_NI)
         else:
-            y_NO = nn.functional.linear(x_NI, base.weight, base.bias)
-        y_NO.addmm_(u_NR, b_cast.T, alpha=scale)
+            y_NO = products.linear(x_NI, base.weight, base.bias)
+        y_NO = products.added(y_NO, u_NR, b_cast, scale)
         ctx.save_for_backward(x_NI, u_NR, a_cast, b_cast)
         ctx.base, ctx.scale, ctx.factor_dtype = base, scale, a_RI.dtype
         return y_NO
@@ -49,18 +50,19 @@ class _LowRankProduct(torch.autograd.Function):
         x_NI, u_NR, a_cast, b_cast = ctx.saved_tensors
         base: nn.Linear = ctx.base
         scale: float = ctx.scale
-        v_NR = g_NO @ b_cast
+        v_NR = products.through(g_NO, b_cast)
         da = dx = db = None
         if ctx.needs_input_grad[2]:
-            da = (v_NR.T @ x_NI).to(ctx.factor_dtype).mul_(scale)
+            da = products.across(v_NR, x_NI).to(ctx.factor_dtype).mul_(scale)
         if ctx.needs_input_grad[3]:
-            db = (g_NO.T @ u_NR).to(ctx.factor_dtype).mul_(scale)
+            # the narrow side first: sums of few rows are faster than those of few columns
+            db = products.across(u_NR, g_NO).to(ctx.factor_dtype).mul_(scale).T
         if ctx.needs_input_grad[0]:
             if isinstance(base, SuppliedLinear):
                 dx = base.input_gradient(g_NO)
             else:
-                dx = g_NO @ base.weight
-            dx.addmm_(v_NR, a_cast, alpha=scale)
+                dx = products.through(g_NO, base.weight)
+            dx = products.added(dx, v_NR, a_cast.T, scale)
         return dx, None, da, db, None
 
 
