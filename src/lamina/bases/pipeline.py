@@ -146,7 +146,7 @@ class LoadedPipeline:
 
 def load(directory: Path, *, dtype: torch.dtype) -> LoadedPipeline:
     """Load a pulled image base, frozen, in eval mode. Raises BaseError, MissingPartError."""
-    heap.bound_code()
+    heap.bound_code(heap.CODE_OF_IMAGES)
     index = read_json(directory / INDEX)
     try:
         with quiet(), nested(directory) as folder:

@@ -11,7 +11,8 @@ CODE = 64
 """Products whose code torch keeps. A step's products have 17 to 33 shapes, and others with every
 number of tokens; torch's own bound is 1,024 of them in either of two caches, one to three megabytes
 each. Making one again takes 0.3 ms (docs/log.md)."""
-
+CODE_OF_IMAGES = 512
+"""The same for images: a step's convolutions and products have some 100 shapes, always those."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Of malloc.h."""
@@ -27,13 +28,13 @@ def give_back() -> None:
         trim(0)
 
 
-def bound_code() -> None:
+def bound_code(most: int = CODE) -> None:
     """Bound the code that torch's products (oneDNN, through ideep) keep for each shape they meet.
 
     Heard by a process that has not multiplied in bfloat16 yet, and by those that it starts. What
     the environment says already stays.
     """
-    tell(dict.fromkeys(("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), str(CODE)))
+    tell(dict.fromkeys(("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), str(most)))
 
 
 def keep_apart(size: int) -> None:

@@ -19,6 +19,7 @@ from lamina.core.recipe import Diffusion
 from lamina.core.seeds import derive
 from lamina.data.example import Example
 from lamina.lowrank.attach import Attachment
+from lamina.train.attending import Joining
 from lamina.train.crew import Alone, Crew, share
 from lamina.train.events import EventLog
 from lamina.train.job import Job
@@ -207,6 +208,7 @@ class DiffusionLesson:
             self._taught += [pool.taught] * len(pool.rows)
         self._crew: Crew = Alone()
         self._guard: Guard | None = None
+        self._joining: Joining | None = None
         self.kernels, self.why = "none", "the denoiser's own forward"
 
     def begin(self, attachment: Attachment, crew: Crew) -> None:
@@ -221,6 +223,7 @@ class DiffusionLesson:
                 crew.follow(each)
             self._guard = Guard(attachment, spans, fresh=job.start is None)
             self._before = attachment.flat.data.clone()
+        self._joining = Joining(cast(Pipeline, job.model).denoiser)
 
     def _forwards(self) -> Iterator[tuple[Callable[[], object], None]]:
         """Passes over old rows, at the noise of a step that never comes."""
@@ -314,4 +317,6 @@ class DiffusionLesson:
         return fixed_losses(self._eyes, some, EVAL_DRAWS, self._job.recipe.at_once).mean(1).float()
 
     def leave(self, events: EventLog) -> None:
-        """Nothing outlasts the run."""
+        """The denoiser's attention is diffusers' own again."""
+        if self._joining is not None:
+            self._joining.undo()
