@@ -13,13 +13,15 @@ from lamina.core.report import Silent
 from lamina.data.read import read
 from lamina.flows.bases import pull
 from lamina.store.layout import Store
-from lamina.train.tiny_diffusion import Length, Shape, build
+from lamina.train.scratch import Length
+from lamina.train.tiny_diffusion import Shape, build
 
 COLOURS = ("red", "green", "blue", "orange", "purple", "black")
 SHAPES = ("circle", "square", "line")
 PICO = Shape(
     side=16,
     autoencoder=(8, 8),
+    latent=4,
     denoiser=(16, 16),
     heads=2,
     text=16,
@@ -76,6 +78,7 @@ def pico_pipeline(prediction: str = "v_prediction") -> Path:
         folder / "pico",
         PICO,
         Length(None, 12),
+        work=folder / "work",
         prediction=prediction,
     )
     return folder / "pico"

@@ -92,7 +92,7 @@ def build(
     lamina base build tiny-diffusion --data images.zip --as emoji --minutes 10
 
     A latent diffusion of a few million parameters, in diffusers' own layout: an autoencoder, then
-    a denoiser with its text encoder. Ctrl-C ends it, and nothing is stored.
+    a denoiser with its text encoder. Ctrl-C loses nothing: the same command goes on.
     """
     from lamina.cli.train import stop_on_signals
     from lamina.flows.draw import build as run

@@ -1,15 +1,19 @@
 """`lamina draw`: images by a stack, and the base that can be built where none can be had."""
 
 import io
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lamina.core.digest import digest_json
 from lamina.core.errors import UsageError
-from lamina.core.files import atomic_write
+from lamina.core.files import atomic_write, clear_os_errors
 from lamina.core.names import parse_name
 from lamina.core.report import Reporter
+from lamina.core.version import __version__
+from lamina.data.example import Example
 from lamina.data.images import pillow
 from lamina.data.read import read
 from lamina.flows import bases
@@ -137,14 +141,16 @@ def build(
 ) -> bases.Pulled:
     """Train a base of a known kind on captioned images and put it into the store.
 
-    Raises UsageError, DataError, TrainInterrupted (nothing is stored then).
+    What is done is kept in the cache until it is whole, and the same call goes on from there.
+    Raises UsageError, DataError, TrainInterrupted (no base is stored then).
     """
     if kind not in BUILT:
         raise UsageError(f"no base {kind!r} can be built", hint=f"known: {', '.join(BUILT)}")
     wanted = parse_name(name or kind).name
     if side % 16 or not 16 <= side <= 128:
         raise UsageError(f"--side {side}: give a multiple of 16 up to 128")
-    from lamina.train.tiny_diffusion import Length, Shape
+    from lamina.train.scratch import Length
+    from lamina.train.tiny_diffusion import Shape
     from lamina.train.tiny_diffusion import build as train
 
     dataset = read(data)
@@ -155,14 +161,16 @@ def build(
         text = f"{stage}: step {step}, {share:.0%}, loss {loss:.4f}"
         reporter.event({"event": "pulling", "text": text})
 
+    length = Length(None, steps) if steps is not None else Length(minutes)
+    work = _work(store, [kind, side, seed, minutes, steps], images, reporter)
     with tempfile.TemporaryDirectory(prefix="lamina-build-", dir=store.root) as scratch:
         folder = Path(scratch) / kind
-        length = Length(None, steps) if steps is not None else Length(minutes)
         train(
             images,
             folder,
             Shape(side=side),
             length,
+            work=work,
             seed=seed,
             report=report,
             should_stop=should_stop,
@@ -170,4 +178,19 @@ def build(
         if licence is not None:
             text = f"---\nlicense: {licence}\n---\n"
             (folder / "README.md").write_text(text, encoding="utf-8")
-        return bases.pull(store, str(folder), wanted, reporter)
+        pulled = bases.pull(store, str(folder), wanted, reporter)
+    shutil.rmtree(work, ignore_errors=True)
+    return pulled
+
+
+def _work(
+    store: Store, asked: Sequence[object], images: Sequence[Example], reporter: Reporter
+) -> Path:
+    """Where a build keeps what it has done, by everything that it follows from."""
+    key = digest_json([__version__, *asked, [image.content_digest() for image in images]])
+    work = store.cache_dir / "builds" / key.removeprefix("sha256:")
+    with clear_os_errors(f"making {work}"):
+        work.mkdir(parents=True, exist_ok=True)
+    if any(work.iterdir()):
+        reporter.say("the same build was begun before; it goes on")
+    return work

@@ -36,7 +36,7 @@ def library() -> ctypes.CDLL:
 
     Raises Unavailable: another kind of processor, no compiler, a folder that cannot be written.
     """
-    if not _suits():
+    if not suits():
         raise Unavailable("the processor has no AVX-512 BF16")
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
@@ -50,7 +50,8 @@ def library() -> ctypes.CDLL:
         raise Unavailable(f"the native kernels did not compile: {error}") from error
 
 
-def _suits() -> bool:
+def suits() -> bool:
+    """Whether this processor multiplies bfloat16 in its own units."""
     check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(check and check())
 

@@ -8,8 +8,9 @@ import errno
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -22,6 +23,7 @@ from lamina.core.files import atomic_path
 from lamina.core.values import Value
 
 FILE = "state.safetensors"
+V = TypeVar("V", bound=Value)
 _OS_ERROR = re.compile(r"os error (\d+)")
 
 
@@ -62,12 +64,17 @@ class Progress(Value):
 
 def save(directory: Path, progress: Progress, tensors: dict[str, Tensor]) -> None:
     """Write the state atomically. Raises StoreFullError, ReadOnlyStoreError."""
+    write(directory / FILE, progress, tensors)
+
+
+def write(path: Path, progress: Value, tensors: Mapping[str, Tensor]) -> None:
+    """As `save`, for a state of another kind."""
     text = progress.to_bytes().decode()
     tensors = {key: value.cpu() for key, value in tensors.items()}
     metadata = {"progress": text, "digest": _digest(text, tensors)}
-    with atomic_path(directory / FILE) as path:  # from where the tensors lie: no copy of them
+    with atomic_path(path) as place:  # from where the tensors lie: no copy of them
         try:
-            safetensors.torch.save_file(tensors, path, metadata=metadata)
+            safetensors.torch.save_file(tensors, place, metadata=metadata)
         except safetensors.SafetensorError as error:
             raise _system_error(error) from error
 
@@ -80,7 +87,11 @@ def _system_error(error: Exception) -> OSError:
 
 def load(directory: Path) -> tuple[Progress, dict[str, Tensor]] | None:
     """The saved state, or None where there is none. Raises TrainError when it is damaged."""
-    path = directory / FILE
+    return read(directory / FILE, Progress)
+
+
+def read(path: Path, kind: type[V]) -> tuple[V, dict[str, Tensor]] | None:
+    """As `load`, for a state of another kind."""
     if not path.exists():
         return None
     try:
@@ -93,13 +104,13 @@ def load(directory: Path) -> tuple[Progress, dict[str, Tensor]] | None:
     text = metadata.get("progress", "")
     if metadata.get("digest") != _digest(text, tensors):
         raise TrainError(f"the checkpoint {path} is damaged", hint=_HINT)
-    return Progress.parse(json.loads(text), "the checkpoint"), tensors
+    return kind.parse(json.loads(text), "the checkpoint"), tensors
 
 
 _HINT = "delete the file to train this run from its start"
 
 
-def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     state = hashlib.sha256(canonical_json(text))
     for key in sorted(tensors):
         state.update(key.encode())

@@ -6,38 +6,35 @@ is no rival of a real one: it is what layers can be trained over where none can 
 """
 
 import json
-import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lamina.bases.normal import write_json
 from lamina.bases.pipeline_files import INDEX
 from lamina.bases.quiet import quiet
-from lamina.core.errors import DataError, MissingPartError, TrainInterrupted
+from lamina.core.errors import DataError, MissingPartError
 from lamina.core.seeds import derive
 from lamina.data.example import Example
+from lamina.kernels.build import suits
+from lamina.train.attending import in_float32
 from lamina.train.noising import Noising
 from lamina.train.pictures import pictures
+from lamina.train.scratch import Builder, Length, Report, Stage
 
-AUTOENCODER_SHARE = 0.3
-"""Share of the time that goes into the autoencoder."""
-BATCH = 32
+AUTOENCODER = Stage("autoencoder", share=0.3, peak=2e-3)
+DENOISER = Stage("denoiser", share=0.7, peak=1e-3)
+BATCH = 64
 AUTOENCODER_BATCH = 16
 DROPPED = 0.1
 """Share of captions left out, for guidance (arXiv:2207.12598)."""
 FEWEST = 16
 """Images that a base is made from at least."""
 _KL = 1e-6
-_EMA = 0.998
-
-Report = Callable[[str, int, float, float], None]
-"""Called with (stage, step, share of it done, loss)."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +43,10 @@ class Shape:
 
     side: int = 64
     """Pixels."""
-    autoencoder: tuple[int, ...] = (32, 64, 64)
+    autoencoder: tuple[int, ...] = (16, 32, 64, 64)
     """Channels; each but the first halves the picture."""
+    latent: int = 8
+    """Channels of the latents."""
     denoiser: tuple[int, ...] = (64, 128)
     heads: int = 4
     text: int = 96
@@ -65,20 +64,13 @@ class Shape:
         return int(self.side // 2 ** (len(self.autoencoder) - 1))
 
 
-@dataclass(frozen=True)
-class Length:
-    """How long to train: so many minutes, or exactly so many steps of the denoiser."""
-
-    minutes: float | None = 20.0
-    steps: int | None = None
-
-
 def build(
     examples: Sequence[Example],
     out: Path,
     shape: Shape,
     length: Length,
     *,
+    work: Path,
     seed: int = 0,
     prediction: str = "v_prediction",
     report: Report = lambda stage, step, share, loss: None,
@@ -86,8 +78,9 @@ def build(
 ) -> None:
     """Train a base on captioned images and write it into `out`, a pipeline's folder.
 
-    With `length.steps` the same images give the same base on one machine. Raises DataError,
-    MissingPartError, TrainInterrupted (nothing is written then).
+    `work`: where what is done is kept while it is not whole; a call with the same arguments goes
+    on from there. With `length.steps` the same images give the same base on one machine. Raises
+    DataError, MissingPartError, TrainInterrupted (nothing is written into `out` then).
     """
     if len(examples) < FEWEST:
         raise DataError(
@@ -100,8 +93,8 @@ def build(
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, "tiny diffusion"))
         vae = _autoencoder(diffusers, shape)
-        clock = _Clock(length, AUTOENCODER_SHARE, should_stop)
-        _train_autoencoder(vae, images, clock, seed, report)
+        builder = Builder(work, length, seed, report=report, should_stop=should_stop)
+        _train_autoencoder(vae, images, builder)
         latents = _latents(vae, images)
         scale = 1 / float(latents.std())
         vae.register_to_config(scaling_factor=scale)
@@ -122,9 +115,8 @@ def build(
             truncation=True,
             return_tensors="pt",
         )["input_ids"]
-        clock = _Clock(length, 1 - AUTOENCODER_SHARE, should_stop)
         noising = Noising.of(schedule.config)
-        _train_denoiser(denoiser, encoder, latents * scale, words, noising, clock, seed, report)
+        _train_denoiser(denoiser, encoder, latents * scale, words, noising, builder)
     _write(out, denoiser, vae, encoder, tokenizer, schedule)
 
 
@@ -138,81 +130,19 @@ def _library() -> Any:
     return diffusers
 
 
-class _Clock:
-    """How far a stage is."""
-
-    def __init__(self, length: Length, share: float, should_stop: Callable[[], bool]) -> None:
-        self._began, self._step, self._should_stop = time.perf_counter(), 0, should_stop
-        self._seconds = None if length.minutes is None else 60 * share * length.minutes
-        self._steps = length.steps
-
-    def share(self) -> float:
-        """Of the stage that is done, 0 to 1."""
-        if self._steps is not None:
-            return min(1.0, self._step / self._steps)
-        assert self._seconds is not None
-        return min(1.0, (time.perf_counter() - self._began) / self._seconds)
-
-    def step(self) -> int:
-        """One more. Raises TrainInterrupted."""
-        if self._should_stop():
-            raise TrainInterrupted("stopped; no base was written", hint="build it again")
-        self._step += 1
-        return self._step
-
-
-def _rate(peak: float, share: float) -> float:
-    """A short rise, then a cosine down to a hundredth."""
-    falling = 0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * share))
-    return peak * min(1.0, share / 0.02 + 0.01, falling)
-
-
-def _fit(
-    modules: Sequence[nn.Module],
-    peak: float,
-    clock: _Clock,
-    loss_of: Callable[[torch.Generator], Tensor],
-    report: Report,
-    stage: str,
-    seed: int,
-) -> None:
-    """Minimise until the clock says so; the modules end with a running mean of their weights."""
-    weights: list[Tensor] = [p for module in modules for p in module.parameters()]
-    mean = [p.detach().clone() for p in weights]
-    adam = torch.optim.AdamW(weights, lr=peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    draw = torch.Generator().manual_seed(derive(seed, stage))
-    smooth = None
-    while (share := clock.share()) < 1:
-        step = clock.step()
-        for group in adam.param_groups:
-            group["lr"] = _rate(peak, share)
-        adam.zero_grad(set_to_none=True)
-        loss = loss_of(draw)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        adam.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(mean, weights, 1 - min(_EMA, step / (step + 10)))
-        now = float(loss.detach())
-        smooth = now if smooth is None else 0.98 * smooth + 0.02 * now
-        report(stage, step, share, smooth)
-    with torch.no_grad():
-        for weight, kept in zip(weights, mean, strict=True):
-            weight.copy_(kept)
-
-
-def _train_autoencoder(vae: Any, images: Tensor, clock: _Clock, seed: int, report: Report) -> None:
+def _train_autoencoder(vae: Any, images: Tensor, builder: Builder) -> None:
     def loss_of(draw: torch.Generator) -> Tensor:
         chosen = torch.randint(len(images), (AUTOENCODER_BATCH,), generator=draw)
         x = images[chosen]
-        found = vae.encode(x).latent_dist
-        noise = torch.randn(found.mean.shape, generator=draw)
-        y = vae.decode(found.mean + found.std * noise).sample
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=suits()):
+            found = vae.encode(x).latent_dist
+            noise = torch.randn(found.mean.shape, generator=draw)
+            y = vae.decode(found.mean + found.std * noise).sample.float()
         far = (y - x).abs().mean() + (y - x).square().mean()
         return far + _KL * found.kl().mean()  # type: ignore[no-any-return]
 
     vae.train()
-    _fit([vae], 2e-3, clock, loss_of, report, "autoencoder", seed)
+    builder.train(AUTOENCODER, [vae], loss_of)
     vae.eval()
 
 
@@ -228,9 +158,7 @@ def _train_denoiser(
     latents: Tensor,
     words: Tensor,
     noising: Noising,
-    clock: _Clock,
-    seed: int,
-    report: Report,
+    builder: Builder,
 ) -> None:
     def loss_of(draw: torch.Generator) -> Tensor:
         chosen = torch.randint(len(latents), (BATCH,), generator=draw)
@@ -239,15 +167,19 @@ def _train_denoiser(
         noise = torch.randn(x.shape, generator=draw)
         dropped = torch.rand(BATCH, generator=draw) < DROPPED
         ids = words[torch.where(dropped, len(words) - 1, chosen)]
-        said = denoiser(
-            noising.noisy(x, noise, times), timestep=times, encoder_hidden_states=encoder(ids)[0]
-        ).sample
-        each = (said - noising.target(x, noise, times)).square().mean((1, 2, 3))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=suits()):
+            said = denoiser(
+                noising.noisy(x, noise, times),
+                timestep=times,
+                encoder_hidden_states=encoder(ids)[0],
+            ).sample
+        each = (said.float() - noising.target(x, noise, times)).square().mean((1, 2, 3))
         return (each * noising.weight(times, 5.0)).mean()  # type: ignore[no-any-return]
 
+    in_float32(denoiser)
     denoiser.train()
     encoder.train()
-    _fit([denoiser, encoder], 1e-3, clock, loss_of, report, "denoiser", seed)
+    builder.train(DENOISER, [denoiser, encoder], loss_of)
     denoiser.eval()
     encoder.eval()
 
@@ -264,7 +196,7 @@ def _autoencoder(diffusers: Any, shape: Shape) -> Any:
         up_block_types=("UpDecoderBlock2D",) * count,
         block_out_channels=shape.autoencoder,
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=shape.latent,
         norm_num_groups=shape.groups,
         sample_size=shape.side,
         mid_block_add_attention=False,
@@ -275,8 +207,8 @@ def _denoiser(diffusers: Any, shape: Shape) -> Any:
     count = len(shape.denoiser)
     return diffusers.UNet2DConditionModel(
         sample_size=shape.latents,
-        in_channels=4,
-        out_channels=4,
+        in_channels=shape.latent,
+        out_channels=shape.latent,
         down_block_types=("CrossAttnDownBlock2D",) * count,
         up_block_types=("CrossAttnUpBlock2D",) * count,
         block_out_channels=shape.denoiser,
@@ -313,10 +245,13 @@ def _tokenizer(captions: Sequence[str], shape: Shape) -> Any:
 
     plain = CLIPTokenizer().backend_tokenizer
     plain.model = models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix="")
+    letters = _bytes_of_words()
     trainer = trainers.BpeTrainer(
         vocab_size=shape.vocabulary,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        initial_alphabet=_bytes_of_words(),
+        # letters that end a word are numbered as they come out of a hash table, and ties between
+        # merges go by number; told as special they come in order, and are special to no one after
+        special_tokens=["<|startoftext|>", "<|endoftext|>", *(f"{each}</w>" for each in letters)],
+        initial_alphabet=letters,
         end_of_word_suffix="</w>",
         show_progress=False,
     )
@@ -324,8 +259,6 @@ def _tokenizer(captions: Sequence[str], shape: Shape) -> Any:
     model = json.loads(plain.to_str())["model"]
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ", 1)) for m in model["merges"]]
     vocabulary = dict(model["vocab"])
-    for byte in _bytes_of_words():  # a letter that ends a word, and no caption has ended with
-        vocabulary.setdefault(f"{byte}</w>", len(vocabulary))
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=shape.words)
 
 
