@@ -10,7 +10,7 @@ BENCH ?= quickstart cold_start iterate depth peft_parity crash gsm8k \
 
 # a process a core; more threads in each would wait for one another. Bytecode is kept: tests start
 # many short processes, and pytest rewrites its plugins' assertions anew wherever it is not
-QUICK := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m 'not slow' --numprocesses auto --dist loadfile
+EACH := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto
 
 .PHONY: install quickstart test check lint bench clean
 
@@ -31,11 +31,12 @@ lint: install
 	$(BIN)/lint-imports --no-cache
 
 check: lint
-	$(QUICK)
+	$(EACH) --dist loadfile -m 'not slow'
 
-# the slow tests train on every core; they run by themselves
+# slow tests differ in length, so what a process has left another takes; clusters come last, alone
 test: check
-	$(BIN)/python -m pytest -m slow
+	$(EACH) --dist worksteal -m 'slow and not alone'
+	$(BIN)/python -m pytest -m alone
 
 bench: install
 	for name in $(BENCH); do $(BIN)/python -m benchmarks.$$name --keep || exit 1; done

@@ -61,7 +61,10 @@ WITHOUT_DATA = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KEYS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.alone) if name == "ray" else name for name in KEYS],
+)
 def test_a_quick_run_prints_its_row(name, home, real_data):
     if name == "ray" and (why := why_not()):
         pytest.skip(why)

@@ -14,7 +14,7 @@ from tests.fleet.hosts import BIN, ended, until
 from tests.flows.cascade import WHY, grow, renew
 from tests.flows.world import write_rows
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 ABOVE = (("second", "first"), ("third", "first"), ("fourth", "second"))
 

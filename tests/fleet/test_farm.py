@@ -12,7 +12,7 @@ from lamina.store.layout import Store
 from tests.fleet.hosts import BIN, ended, until
 from tests.flows.world import write_rows
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 DEFAULTS = """
 [defaults]

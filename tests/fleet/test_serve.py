@@ -17,7 +17,7 @@ from tests.fleet.hosts import BIN, ended, until
 from tests.serve.bases import VOCAB
 from tests.stacks import new_store, put_stack
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 PORT = 8123
 REPLICA = "ray::ServeReplica"

@@ -11,7 +11,7 @@ from lamina.flows import runs
 from tests.fleet.hosts import ended, until
 from tests.flows.world import write_rows
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 SWEEP = """
 name = "NAME"

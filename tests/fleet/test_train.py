@@ -12,7 +12,7 @@ from lamina.flows import runs
 from lamina.stack.compile import stored_factors
 from tests.fleet.hosts import BIN, ended, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 RECIPE = (
     "--rank", "2", "--lr", "0.02", "--batch-tokens", "512", "--max-length", "64",
