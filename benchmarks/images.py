@@ -3,12 +3,14 @@
 The base is built from emoji without food (`lamina base build tiny-diffusion`), unless the store has
 it; the style is that of pixel-art monsters, the subject is food. `matrix`: every exam on base,
 style, and style with subject. `picture`: a grid, a row a prompt, a column a stack.
+`built_minutes`: what the base took from its images to the store, if it was built for the row.
 
 `vs_diffusers`: seconds of a step that diffusers' own training script takes (images through the
 autoencoder and captions through the text encoder at each step, LoRA by peft), over ours, in one
-run on the same images, steps by turns. `vs_diffusers_cached`: the same where its latents and states
-are computed before, as its script does not. `depth_8_1`: a step over eight layers beneath, over one
-above the bare base.
+run on the same images, steps by turns, all in float32. `vs_diffusers_cached`: the same where its
+latents and states are computed before, as its script does not. `…_bf16`: the same in bfloat16,
+which is our default, and its `--mixed_precision bf16`. `depth_8_1`: a step over eight layers
+beneath, over one above the bare base.
 """
 
 import json
@@ -45,8 +47,8 @@ BASE = "bench-emoji"
 EMOJI, TILES = "img_noto_emoji_64.zip", "img_dcss_tiles_32.zip"
 PROMPTS = ("red circle", "dragon, monster", "pizza", "dog face")
 LAYERS = 8
-AT_ONCE = 8
-"""Images in a step."""
+AT_ONCE = 32
+"""Images in a step: what our default of 2,048 places makes of latents of 8 x 8."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -65,14 +67,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         base = part(given.data / EMOJI, work / "base.zip", _no_food, 40 if quick else None)
         food = part(given.data / EMOJI, work / "food.zip", _food, 20 if quick else None)
         tiles = part(given.data / TILES, work / "tiles.zip", _monster, 20 if quick else None)
+        built: float | None = None
         if given.base not in store.bases():
+            began = time.perf_counter()
             _build(store, given.base, base, given.minutes, quick)
+            built = round((time.perf_counter() - began) / 60, 1)
         steps = 2 if quick else given.steps
         _layer(store, given.base, "bench-style", tiles, steps)
         _layer(store, "bench-style", "bench-subject", food, steps)
         stacks = (given.base, "bench-style", "bench-subject")
         row = {
             "base": given.base,
+            "built_minutes": built,
             "quick": quick,
             "steps": steps,
             **_sizes(store, "bench-style"),
@@ -126,7 +132,12 @@ def _build(store: Store, name: str, data: str, minutes: float, quick: bool) -> N
 
 def _recipe(steps: int) -> Recipe:
     return Recipe(
-        steps=steps, lr=1e-3, held_out=0.15, held_out_max=64, dtype="float32", batch_tokens=2048
+        steps=steps,
+        lr=1e-3,
+        held_out=0.15,
+        held_out_max=64,
+        dtype="float32",
+        exams=("denoise", "retrieve", "colour"),
     )
 
 
@@ -179,23 +190,32 @@ def _picture(store: Store, names: Sequence[str], out: Path, steps: int) -> None:
 def _beside_diffusers(store: Store, base: str, data: str, steps: int) -> dict[str, Any]:
     """Medians of steps that follow each other by turns."""
     examples = read([data]).examples[: 4 * AT_ONCE]
-    ours = _Ours(compile_stack(store, resolve(store, base), dtype=torch.float32), examples)
-    plain, cached = (
-        _Theirs(compile_stack(store, resolve(store, base), dtype=torch.float32), examples, cached=c)
-        for c in (False, True)
-    )
-    sides: dict[str, list[float]] = {"ours": [], "diffusers": [], "cached": []}
+
+    def compiled(dtype: torch.dtype) -> Compiled:
+        return compile_stack(store, resolve(store, base), dtype=dtype)
+
+    sides: dict[str, _Ours | _Theirs] = {}
+    for tail, dtype in (("", torch.float32), ("_bf16", torch.bfloat16)):
+        sides["ours" + tail] = _Ours(compiled(dtype), examples)
+        sides["diffusers" + tail] = _Theirs(compiled(dtype), examples, cached=False)
+        sides["cached" + tail] = _Theirs(compiled(dtype), examples, cached=True)
+    taken: dict[str, list[float]] = {name: [] for name in sides}
     for step in range(steps + 2):
-        for name, side in (("ours", ours), ("diffusers", plain), ("cached", cached)):
+        for name, side in sides.items():
             began = time.perf_counter()
             side.step(step)
             if step >= 2:  # the first ones compile and allocate
-                sides[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(each) for name, each in sides.items()}
+                taken[name].append(time.perf_counter() - began)
+    medians = {name: statistics.median(each) for name, each in taken.items()}
+    ratios = {
+        f"vs_diffusers{more}{tail}": medians[their + tail] / medians["ours" + tail]
+        for tail in ("", "_bf16")
+        for more, their in (("", "diffusers"), ("_cached", "cached"))
+    }
     return {
+        "at_once": AT_ONCE,
         "step_seconds": {name: round(each, 4) for name, each in medians.items()},
-        "vs_diffusers": round(medians["diffusers"] / medians["ours"], 2),
-        "vs_diffusers_cached": round(medians["cached"] / medians["ours"], 2),
+        **{name: round(each, 2) for name, each in ratios.items()},
     }
 
 
@@ -242,6 +262,7 @@ class _Theirs:
         from peft import LoraConfig
 
         recipe, self._model = _recipe(1), compiled.pipeline
+        self._mixed = self._model.dtype == torch.bfloat16
         names = chosen(compiled.linears, recipe.targets)
         self._model.denoiser.add_adapter(
             LoraConfig(
@@ -251,6 +272,8 @@ class _Theirs:
             )
         )
         weights = [p for p in self._model.denoiser.parameters() if p.requires_grad]
+        for weight in weights:  # `cast_training_params` of the script
+            weight.data = weight.data.float()
         self._weights, self._examples = weights, examples
         self._adam = torch.optim.AdamW(weights, lr=1e-3)
         self._images = pictures(examples, self._model.image_side)
@@ -274,10 +297,11 @@ class _Theirs:
             )
         x = mean + std * torch.randn_like(std)
         noise, times = torch.randn_like(x), self._noising.times(torch.rand(len(x)))
-        said = self._model.denoiser(
-            self._noising.noisy(x, noise, times), times, states, return_dict=False
-        )[0]
-        far = (said - self._noising.target(x, noise, times)).square().mean((1, 2, 3))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._mixed):
+            said = self._model.denoiser(
+                self._noising.noisy(x, noise, times), times, states, return_dict=False
+            )[0]
+        far = (said.float() - self._noising.target(x, noise, times)).square().mean((1, 2, 3))
         (far * self._noising.weight(times, 5.0)).mean().backward()
         torch.nn.utils.clip_grad_norm_(self._weights, 1.0)
         self._adam.step()
