@@ -13,7 +13,7 @@ from lamina.core.report import Silent
 from lamina.data.read import read
 from lamina.flows.bases import pull
 from lamina.store.layout import Store
-from lamina.train.scratch import Length
+from lamina.train.building import Length
 from lamina.train.tiny_diffusion import Shape, build
 
 COLOURS = ("red", "green", "blue", "orange", "purple", "black")

@@ -15,24 +15,31 @@ _ENOUGH_ACROSS = 1 << 22
 _DNN = torch.ops.mkldnn._linear_pointwise if torch._C._has_mkldnn else None
 
 
+def better(x_NI: Tensor, weight_OI: Tensor) -> bool:
+    """Whether x W^T is oneDNN's to compute."""
+    return _DNN is not None and _float32(x_NI, weight_OI) and _size(x_NI, weight_OI) >= _ENOUGH
+
+
 def linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x W^T + bias (N, O), a new tensor."""
-    if _DNN is not None and _float32(x_NI, weight_OI) and _size(x_NI, weight_OI) >= _ENOUGH:
+    if better(x_NI, weight_OI):
+        assert _DNN is not None
         y_NO: Tensor = _DNN(x_NI, weight_OI, bias_O, "none", [], "")
         return y_NO
     return nn.functional.linear(x_NI, weight_OI, bias_O)
 
 
-def through(g_NO: Tensor, weight_OI: Tensor) -> Tensor:
-    """g W (N, I), a new tensor: what `linear` hands back to its input."""
-    if _DNN is not None and _float32(g_NO, weight_OI) and _size(g_NO, weight_OI.T) >= _ENOUGH:
-        return linear(g_NO, weight_OI.T)
-    return g_NO @ weight_OI
+def through(g_NO: Tensor, weight_OI: Tensor, out: Tensor | None = None) -> Tensor:
+    """g W (N, I), a new tensor or `out`: what `linear` hands back to its input."""
+    if better(g_NO, weight_OI.T):
+        y_NI = linear(g_NO, weight_OI.T)
+        return y_NI if out is None else out.copy_(y_NI)
+    return torch.mm(g_NO, weight_OI, out=out)
 
 
 def across(g_NO: Tensor, x_NI: Tensor) -> Tensor:
     """g^T x (O, I), a new tensor: what `linear` hands back to its weight."""
-    if _DNN is not None and _float32(g_NO, x_NI) and _size(g_NO.T, x_NI.T) >= _ENOUGH_ACROSS:
+    if _size(g_NO.T, x_NI.T) >= _ENOUGH_ACROSS and better(g_NO.T, x_NI.T):
         return linear(g_NO.T, x_NI.T)
     return g_NO.T @ x_NI
 

@@ -149,7 +149,7 @@ def build(
     wanted = parse_name(name or kind).name
     if side % 16 or not 16 <= side <= 128:
         raise UsageError(f"--side {side}: give a multiple of 16 up to 128")
-    from lamina.train.scratch import Length
+    from lamina.train.building import Length
     from lamina.train.tiny_diffusion import Shape
     from lamina.train.tiny_diffusion import build as train
 

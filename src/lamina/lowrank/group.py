@@ -133,16 +133,7 @@ class Group:
             u_NR = self.narrow(x_NI)
             members = None if u_NR is None else (u_NR, self._members())
             return native.product(x_NI, self.weight_OI, members, residual_NO, out), u_NR
-        if residual_NO is not None:
-            y_NO = torch.addmm(residual_NO, x_NI, self.weight_OI.T, out=out)
-            if self.bias_O is not None:
-                y_NO += self.bias_O
-        elif out is None:
-            y_NO = products.linear(x_NI, self.weight_OI, self.bias_O)
-        elif self.bias_O is None:
-            y_NO = torch.mm(x_NI, self.weight_OI.T, out=out)
-        else:
-            y_NO = torch.addmm(self.bias_O, x_NI, self.weight_OI.T, out=out)
+        y_NO = self._whole(x_NI, residual_NO, out)
         u_NR = self.narrow(x_NI)
         if u_NR is None:
             return y_NO, None
@@ -151,6 +142,24 @@ class Group:
         for outs, ranks, _, b_OR in self._parts:
             y_NO[:, outs].addmm_(u_NR[:, ranks], b_OR.T)
         return y_NO, u_NR
+
+    def _whole(self, x_NI: Tensor, residual_NO: Tensor | None, out: Tensor | None) -> Tensor:
+        """x W^T + c + residual, in `out` where it is given."""
+        if products.better(x_NI, self.weight_OI):
+            y_NO = products.linear(x_NI, self.weight_OI, self.bias_O)
+            if residual_NO is not None:
+                y_NO += residual_NO
+            return y_NO if out is None else out.copy_(y_NO)
+        if residual_NO is not None:
+            y_NO = torch.addmm(residual_NO, x_NI, self.weight_OI.T, out=out)
+            if self.bias_O is not None:
+                y_NO += self.bias_O
+            return y_NO
+        if out is None:
+            return nn.functional.linear(x_NI, self.weight_OI, self.bias_O)
+        if self.bias_O is None:
+            return torch.mm(x_NI, self.weight_OI.T, out=out)
+        return torch.addmm(self.bias_O, x_NI, self.weight_OI.T, out=out)
 
     def input_gradient(self, g_NO: Tensor) -> tuple[Tensor, Tensor | None]:
         """dx = g W + v A (N, I), and v = g (s B) (N, R)."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lamina.bases import products
 from lamina.bases.families import Head, backbone, head
 from lamina.kernels import reference
 from lamina.kernels.choose import chosen
@@ -55,12 +56,12 @@ class _HeadLoss(torch.autograd.Function):
         grad_NH = torch.empty_like(hidden_NH) if ctx.needs_input_grad[0] else None
         for start in range(0, len(targets_NK), step):
             part = slice(start, start + step)
-            z_NV = hidden_NH[part] @ spec.weight.T
+            z_NV = products.linear(hidden_NH[part], spec.weight)
             losses_N[part] = _losses(
                 z_NV, spec, targets_NK[part], weights_NK[part], gradient=grad_NH is not None
             )
             if grad_NH is not None:
-                torch.mm(z_NV, spec.weight, out=grad_NH[part])
+                products.through(z_NV, spec.weight, out=grad_NH[part])
         ctx.save_for_backward(grad_NH)
         return losses_N
 

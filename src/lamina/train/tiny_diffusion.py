@@ -22,9 +22,9 @@ from lamina.core.seeds import derive
 from lamina.data.example import Example
 from lamina.kernels.build import suits
 from lamina.train.attending import in_float32
+from lamina.train.building import Builder, Length, Report, Stage
 from lamina.train.noising import Noising
 from lamina.train.pictures import pictures
-from lamina.train.scratch import Builder, Length, Report, Stage
 
 AUTOENCODER = Stage("autoencoder", share=0.3, peak=2e-3)
 DENOISER = Stage("denoiser", share=0.7, peak=1e-3)

@@ -5,7 +5,7 @@ from lamina.core.report import Silent
 from lamina.data.read import read
 from lamina.flows.draw import build as build_into
 from lamina.store.layout import Store
-from lamina.train.scratch import Length
+from lamina.train.building import Length
 from lamina.train.tiny_diffusion import build
 from tests.pictures import PICO, image_zip, shapes
 
