@@ -200,7 +200,7 @@ def _subject(store: Store | None, on: str) -> tuple[Architecture, ResolvedStack 
             hint=f"a folder with {CONFIG}, a .json file, or one of {', '.join(EXAMPLES)}",
         )
     stack = resolve(store, on)
-    if stack.base_config.modality == "image":
+    if stack.draws:
         raise UsageError(
             f"what training over {on} takes is not predicted: it draws",
             hint="a few steps tell: lamina train … --steps 10",

@@ -96,7 +96,7 @@ def compile_stack(
     """
     heap.give_back()  # what an earlier stack left: reading takes memory elsewhere
     directory = base_directory(store, stack.base)
-    draws = stack.base_config.modality == "image"
+    draws = stack.draws
     if draws and (stream or shard):
         raise UsageError("the weights of image bases are loaded whole", hint="leave out --stream")
     stream = False if draws else stream
@@ -179,7 +179,7 @@ def unpacked(compiled: Compiled) -> Compiled:
 def base_format(store: Store, stack: ResolvedStack) -> ChatFormat:
     """The base's tokenizer and template alone, without weights. Raises UsageError for one that
     draws."""
-    if stack.base_config.modality == "image":
+    if stack.draws:
         raise _draws(stack)
     return ChatFormat(load_tokenizer(base_directory(store, stack.base)))
 
