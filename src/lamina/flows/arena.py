@@ -28,7 +28,7 @@ from lamina.flows.contestants import (
     stays_here,
 )
 from lamina.flows.questions import carried, exams_in, from_file
-from lamina.flows.suiting import check_talks
+from lamina.flows.suiting import check_alike, check_talks
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
 
@@ -170,8 +170,9 @@ def arena(
     stack = resolve(store, text)
     remote = against.startswith(("http://", "https://"))
     other = None if remote else resolve(store, against)
-    for side in filter(None, (stack, other)):
-        check_talks(side, "an arena", f"lamina exam {text} --against {against}")
+    check_talks(stack, "an arena", None if remote else f"lamina exam {text} --against {against}")
+    if other is not None:
+        check_alike(stack, other, "give two stacks that talk")
     exams, skipped = _exams(store, carried(store, stack.layers), match)
     ours: StackContestant | None = None
     theirs: Contestant | None = None

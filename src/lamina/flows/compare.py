@@ -10,7 +10,7 @@ from lamina.data.example import Message
 from lamina.exams.examinee import Prompt
 from lamina.flows.examinee import StackExaminee
 from lamina.flows.questions import ANSWER_TOKENS, probe_prompts
-from lamina.flows.suiting import check_talks
+from lamina.flows.suiting import check_alike, check_talks
 from lamina.stack.compile import compile_stack, device_at_hand
 from lamina.stack.resolve import ResolvedStack, resolve
 from lamina.store.layout import Store
@@ -71,8 +71,8 @@ def compare(
     Raises UsageError for one that draws.
     """
     stacks = resolve(store, a), resolve(store, b)
-    for stack in stacks:
-        check_talks(stack, "a comparison of answers", f"lamina exam {a} --against {b}")
+    check_alike(*stacks, "give two stacks of one kind")
+    check_talks(stacks[0], "a comparison of answers", f"lamina exam {a} --against {b}")
     asked = [Prompt((Message(role="user", content=text),)) for text in prompts]
     if not asked:
         found = dict.fromkeys(

@@ -189,12 +189,11 @@ class Host:
             return served
 
     def sure(self) -> list[str]:
-        """Names of the bases that will surely be asked: those of the stacks that were named, else
-        the one that there is."""
-        found = {model.base for model in self.models()}
-        if not self._stacks and len(found) > 1:
-            return []
-        return sorted(self.base_name(identity) for identity in found)
+        """Names of the bases that engines will surely be asked for: those of the stacks that were
+        named, else the one that there is. What draws has no engine, and is loaded when asked."""
+        names = sorted({self.base_name(model.base) for model in self.models()})
+        found = [name for name in names if not resolve(self.store, name).draws]
+        return found if self._stacks or len(found) == 1 else []
 
     def load_sure(self) -> None:
         """Load those now, not when the first request comes."""

@@ -64,14 +64,17 @@ def check_scorers(stack: ResolvedStack, scorers: Iterable[ScorerName]) -> None:
         )
 
 
+def check_alike(stack: ResolvedStack, other: ResolvedStack, hint: str) -> None:
+    """Raise UsageError where one of two draws and the other talks."""
+    if stack.draws != other.draws:
+        both = f"{stack.label} {_does(stack)}, {other.label} {_does(other)}"
+        raise UsageError(both, hint=hint)
+
+
 def check_successor(stack: ResolvedStack, old: ResolvedStack) -> None:
     """Raise UsageError where a name would go from a stack that talks to one that draws, or back:
     the old one's exams cannot be put to the new one."""
-    if stack.draws != old.draws:
-        raise UsageError(
-            f"{old.label} {_does(old)}, and what would get its name {_does(stack)}",
-            hint=f"choose another name; or lamina rm {old.label} first",
-        )
+    check_alike(old, stack, f"choose another name, or free this one: lamina rm {old.label}")
 
 
 def check_rows(stack: ResolvedStack, rows: Sequence[Example]) -> None:
