@@ -1,6 +1,7 @@
 """Stacks that draw on the Hub: a LoRA file that diffusers loads, a card of images, the stack."""
 
 import re
+import sys
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from huggingface_hub import ModelCard, snapshot_download
 from lamina.bases.draw import Style, draw
 from lamina.bases.pipeline_files import nested
 from lamina.bases.quiet import quiet
+from lamina.core.errors import MissingPartError
 from lamina.core.report import Silent
 from lamina.export.diffusers import loaded
 from lamina.flows.bases import pull as pull_base
@@ -50,9 +52,8 @@ def test_diffusers_draws_what_was_pushed_and_lamina_restores_it(hub, store, tmp_
         "pytorch_lora_weights.safetensors",
     }
     assert found["parity"]["ok"]
-    folder = Path(
-        snapshot_download("org/agent", endpoint=hub.endpoint, local_dir=tmp_path / "down")
-    )
+    folder = tmp_path / "down"
+    snapshot_download("org/agent", endpoint=hub.endpoint, local_dir=folder)
     stack = resolve(store, "dusk")
     captions = ["a red circle", "a blue line"]
     ours = compile_stack(store, stack, dtype=torch.float32).pipeline
@@ -71,6 +72,13 @@ def test_a_second_push_changes_nothing(hub, store):
     pushed(hub, store, "dusk")
     again, _ = pushed(hub, store, "dusk")
     assert again["changed"] is False
+
+
+def test_nothing_is_pushed_that_diffusers_has_not_read(hub, store, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(MissingPartError, match="diffusers"):
+        pushed(hub, store, "dusk")
+    assert "org/agent" not in hub.repos
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -141,7 +141,7 @@ def _finished(target: Path, record: Path) -> tuple[BaseConfig, tuple[str, ...]] 
     try:
         value = read_json(record)
         config = BaseConfig.parse(value["config"], str(record))
-        if config.modality == "image":
+        if config.draws:
             now = pipeline_files.describe(target, licence=config.licence)
         else:
             now = described(target, template_origin=config.template_origin, licence=config.licence)

@@ -38,7 +38,7 @@ def quantise(
     Raises BaseError for an image base, for one that is quantised already, or whose tensors have
     other names than its modules; MissingPartError.
     """
-    if config.modality == "image":
+    if config.draws:
         raise BaseError(
             f"{source} draws: image bases are not quantised", hint="pull it without --quantise"
         )

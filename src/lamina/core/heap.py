@@ -40,9 +40,14 @@ def give_back() -> None:
 
 
 def is_short(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, whichever library raised it."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in said for words in _SHORT)
+    """Whether an error, or what it came of, says that memory ran out, whichever library raised it."""
+    each: BaseException | None = error
+    while each is not None:
+        said = str(each).lower()
+        if isinstance(each, MemoryError) or any(words in said for words in _SHORT):
+            return True
+        each = each.__cause__ or each.__context__
+    return False
 
 
 @contextlib.contextmanager

@@ -17,7 +17,14 @@ from lamina.bases import hub as bases_hub
 from lamina.bases.hub import HubRepo
 from lamina.bases.quiet import quiet
 from lamina.core.digest import short
-from lamina.core.errors import CheckError, LayerError, ShareError, StoreError, UsageError
+from lamina.core.errors import (
+    CheckError,
+    LayerError,
+    MissingPartError,
+    ShareError,
+    StoreError,
+    UsageError,
+)
 from lamina.core.files import TEMP_PREFIX
 from lamina.core.licences import Licensed
 from lamina.core.manifests import Descriptor
@@ -62,8 +69,8 @@ def push(
     again; evidence that others put there about the same objects stays.
     `despite`: the reason for going on where a licence forbids to share it.
     Raises UsageError for a bare base, private data, a repository of something else, or one that is
-    open where `private` was asked for; CheckError when PEFT loads another model, or a licence
-    forbids it; ShareError.
+    open where `private` was asked for; CheckError when PEFT or diffusers load another model, or a
+    licence forbids it; MissingPartError, ShareError.
     """
     stack = resolve(store, text)
     if not stack.layers:
@@ -257,6 +264,12 @@ def _files(
     adapter, exact = work / "adapter", f"@{stack.digest.removeprefix('sha256:')}"
     with quiet():
         made = export(store, exact, adapter, target, Silent(), despite=despite)
+    if made["parity"]["ok"] is None:
+        raise MissingPartError(
+            f"{stack.label} cannot be compared with the file for others: "
+            f"{made['parity']['unproved']}",
+            hint="install it and push again, or push to a registry: oci://host/repository",
+        )
     certificate = {key: value for key, value in made.items() if key not in ("directory", "use")}
     certificate |= {"licences": licences.to_json()}
     form: Form = "hub-images" if stack.draws else "hub"

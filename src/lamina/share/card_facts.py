@@ -82,7 +82,7 @@ class Facts:
     @property
     def draws(self) -> bool:
         """Whether the stack makes images."""
-        return self.base.config.modality == "image"
+        return self.base.config.draws
 
 
 def hub_name(source: str) -> str | None:

@@ -53,7 +53,7 @@ class ResolvedStack:
     @property
     def draws(self) -> bool:
         """Whether it makes images; else it talks."""
-        return self.base_config.modality == "image"
+        return self.base_config.draws
 
 
 def resolve(store: Store, text: str, *, force: bool = False) -> ResolvedStack:
