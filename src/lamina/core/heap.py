@@ -40,7 +40,7 @@ def give_back() -> None:
 
 
 def is_short(error: BaseException) -> bool:
-    """Whether an error, or what it came of, says that memory ran out, whichever library raised it."""
+    """Whether an error, or what it came of, says that memory ran out, whoever raised it."""
     each: BaseException | None = error
     while each is not None:
         said = str(each).lower()
