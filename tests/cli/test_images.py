@@ -50,6 +50,7 @@ DRAWS, TALKS = "dusk draws", "talk talks"
     [
         (("chat", "dusk", "--once", "hi"), (DRAWS, "lamina draw dusk")),
         (("plan", "--on", "dusk", "--data", "images.zip"), ("it draws", "--steps 10")),
+        (("plan", "--on", "talk", "--data", "images.zip"), ("36 of 36 rows are images", TALKS)),
         (("arena", "dusk", "--against", "night"), (DRAWS, "lamina exam dusk --against night")),
         (("arena", "dusk", "--against", "http://127.0.0.1:9/v1"), (DRAWS, "lamina draw dusk")),
         (("arena", "talk", "--against", "dusk"), (DRAWS, "two stacks that talk")),

@@ -463,6 +463,12 @@ def test_a_prompt_becomes_images_with_their_seeds(browser, studio):
         assert page.locator(".drawn img").get_attribute("src") == source
 
 
+def test_what_draws_is_not_offered_for_a_talk(browser, studio):
+    with opened(browser, studio) as page:
+        go(page, studio, "compare")
+        assert page.locator(".empty code").inner_text() == "lamina quickstart"
+
+
 def test_what_the_server_says_against_drawing_is_shown(browser, studio):
     with opened(browser, studio, allowed=("400", "404")) as page:
         go(page, studio, "draw/night")
