@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -9,8 +10,10 @@ from tempfile import mkdtemp
 
 from PIL import Image, ImageDraw
 
+from lamina.core.recipe import Recipe
 from lamina.core.report import Silent
 from lamina.data.read import read
+from lamina.flows import learn
 from lamina.flows.bases import pull
 from lamina.store.layout import Store
 from lamina.train.building import Length
@@ -89,3 +92,24 @@ def image_store(root: Path, name: str = "pico") -> Store:
     store = Store.open(root)
     pull(store, str(pico_pipeline()), name, Silent())
     return store
+
+
+@cache
+def _drawn() -> Path:
+    folder = Path(mkdtemp(prefix="lamina-drawn-"))
+    store = image_store(folder / "store", "canvas")
+    recipe = {"rank": 2, "lr": 1e-2, "steps": 12, "batch_tokens": 512, "held_out": 0.3}
+    for name, on, colour in (("night", "canvas", "black"), ("dusk", "night", "gray")):
+        data = image_zip(folder / f"{name}.zip", shapes(background=colour))
+        request = learn.Request(
+            on=on, data=[data], name=name, recipe=Recipe(**recipe), accept_regression="a test"
+        )
+        learn.execute(store, learn.prepare(store, request, Silent()), Silent())
+    return folder / "store"
+
+
+def drawn_store(root: Path) -> Store:
+    """A store with the base `canvas`, `night` over it and `dusk` over that, each with its exams and
+    its rehearsal images. Trained once, copied then."""
+    shutil.copytree(_drawn(), root, symlinks=True)
+    return Store.open(root, create=False)

@@ -145,6 +145,9 @@ def test_scorers_follow_from_the_rows():
     assert default_scorers([*plain, example(accept=["2"])]) == ("loss", "exact")
     assert default_scorers([*plain, example(choices=["1", "2"])]) == ("loss", "choice")
     assert default_scorers([Example(text="#### 5")]) == ("loss",)
+    cat, dog = (Example(text=text, image="AAAA") for text in ("a cat", "a dog"))
+    assert default_scorers([cat, dog]) == ("denoise", "retrieve")
+    assert default_scorers([cat, cat]) == ("denoise",)
 
 
 @given(st.lists(examples(), min_size=1, max_size=4))

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from lamina.core.errors import CheckError, DataError
 from lamina.core.recipe import ScorerName
+from lamina.data.example import Example
 from lamina.data.exams import ExamItem
 from lamina.exams.examinee import Likelihood
 from lamina.exams.scorers.exact import normalise
@@ -28,6 +29,21 @@ def test_every_scorer_that_a_recipe_may_name_exists():
     assert all(scorer.name == name for name, scorer in SCORERS.items())
     lower = [name for name, scorer in SCORERS.items() if not scorer.higher_is_better]
     assert lower == ["loss", "denoise"]
+
+
+def test_what_has_nothing_to_be_told_from_makes_no_exam():
+    one, same, other = (
+        ExamItem(example=Example(text=text, image=image))
+        for text, image in (("a cat", "AAAA"), ("a cat", "AAAB"), ("a dog", "AAAC"))
+    )
+    assert SCORERS["retrieve"].usable([one, same]) == ()
+    assert SCORERS["retrieve"].usable([one, same, other]) == (one, same, other)
+    assert SCORERS["colour"].usable([one]) == ()
+    assert SCORERS["colour"].usable([one, same]) == (one, same)
+    assert SCORERS["denoise"].usable([one]) == (one,)
+    assert [name for name, each in SCORERS.items() if each.of_images] == [
+        "denoise", "retrieve", "colour",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("scorer", ["loss", "exact", "choice"])

@@ -113,9 +113,8 @@ def test_min_snr_is_refused_over_text(tmp_path):
 
     store = new_store(tmp_path / "text")
     data = world.write_rows(tmp_path / "rows.jsonl")
-    run = learn.prepare(store, world.request(data, diffusion={"min_snr": 3}), Silent())
     with pytest.raises(UsageError, match="images"):
-        learn.execute(store, run, Silent())
+        learn.prepare(store, world.request(data, diffusion={"min_snr": 3}), Silent())
 
 
 def test_words_cannot_be_learned_by_a_base_that_draws(store, tmp_path):

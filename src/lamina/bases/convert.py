@@ -104,15 +104,25 @@ def _convert(fetched: Fetched, target: Path, record: Path) -> tuple[BaseConfig, 
 def _convert_pipeline(
     fetched: Fetched, out: Path, record: Path
 ) -> tuple[BaseConfig, tuple[str, ...]]:
-    """The same of a diffusers pipeline: loaded once, so that what cannot work is refused."""
-    from lamina.bases.pipeline import linears, load
-
+    """The same of a diffusers pipeline."""
     notes = pipeline_files.write_folder(fetched.path, out, link=fetched.ours)
-    config = pipeline_files.describe(out, licence=fetched.licence)
-    linears(load(out, dtype=getattr(torch, config.dtype)).model)
+    config = described_pipeline(out, licence=fetched.licence)
     value = {"config": config.model_dump(mode="json"), "notes": list(notes)}
     atomic_write(record, canonical_json(value))
     return config, notes
+
+
+def described_pipeline(folder: Path, *, licence: str | None) -> BaseConfig:
+    """What the image base in a folder is; loaded once, so that what cannot work is refused.
+
+    Raises BaseError, MissingPartError.
+    """
+    from lamina.bases.pipeline import linears, load
+
+    pipeline_files.check(folder)
+    config = pipeline_files.describe(folder, licence=licence)
+    linears(load(folder, dtype=getattr(torch, config.dtype)).model)
+    return config
 
 
 def _source_files(source: Path) -> tuple[Path, ...]:
@@ -131,7 +141,7 @@ def _finished(target: Path, record: Path) -> tuple[BaseConfig, tuple[str, ...]] 
     try:
         value = read_json(record)
         config = BaseConfig.parse(value["config"], str(record))
-        if config.modality == "image":
+        if config.draws:
             now = pipeline_files.describe(target, licence=config.licence)
         else:
             now = described(target, template_origin=config.template_origin, licence=config.licence)

@@ -36,6 +36,7 @@ class LoadedBase:
     directory: Path
 
 
+@heap.told_where_short()
 def load(
     directory: Path, *, dtype: torch.dtype, stream: bool = False, shards_on: str | None = None
 ) -> LoadedBase:
@@ -45,7 +46,8 @@ def load(
     joined, on that device.
 
     Raises BaseError when a file is missing or malformed, a tensor is missing or has another shape
-    than the architecture says, or the base asks for code of its own; MissingPartError.
+    than the architecture says, the base asks for code of its own, or memory runs out;
+    MissingPartError.
     """
     heap.bound_code()
     config = read_json(directory / CONFIG)
@@ -87,6 +89,8 @@ def _load_plain(directory: Path, dtype: torch.dtype) -> nn.Module:
                 output_loading_info=True,
             )
     except Exception as error:  # transformers and safetensors raise kinds of many parents
+        if heap.is_short(error):
+            raise
         raise BaseError(
             f"the base in {directory} cannot be loaded: {type(error).__name__}: {error}",
             hint="pull the base again",
@@ -159,6 +163,8 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
                 directory, local_files_only=True, trust_remote_code=False
             )
     except Exception as error:  # tokenizers raises bare Exception for a malformed file
+        if heap.is_short(error):
+            raise
         raise BaseError(
             f"the tokenizer in {directory} cannot be loaded: {type(error).__name__}: {error}",
             hint="pull the base again",

@@ -144,8 +144,10 @@ class LoadedPipeline:
     directory: Path
 
 
+@heap.told_where_short()
 def load(directory: Path, *, dtype: torch.dtype) -> LoadedPipeline:
-    """Load a pulled image base, frozen, in eval mode. Raises BaseError, MissingPartError."""
+    """Load a pulled image base, frozen, in eval mode. Raises BaseError, also where memory runs out;
+    MissingPartError."""
     heap.bound_code(heap.CODE_OF_IMAGES)
     index = read_json(directory / INDEX)
     try:
@@ -168,6 +170,8 @@ def load(directory: Path, *, dtype: torch.dtype) -> LoadedPipeline:
     except (BaseError, MissingPartError):
         raise
     except Exception as error:  # diffusers and safetensors raise kinds of many parents
+        if heap.is_short(error):
+            raise
         raise BaseError(
             f"the base in {directory} cannot be loaded: {type(error).__name__}: {error}",
             hint="pull the base again",

@@ -104,6 +104,35 @@ def write_folder(source: Path, out: Path, *, link: bool) -> tuple[str, ...]:
     return tuple(f"{part} is left out: it is not needed to draw" for part in left_out)
 
 
+def check(directory: Path) -> None:
+    """Raise BaseError listing what a base's folder, made by whomever, lacks of a pipeline."""
+    with nested(directory) as folder:
+        _parts(folder)
+        faults = [
+            f"it has no {part}/{name}"
+            for part, name in ((WORDS, TOKENIZER), (WORDS, TOKENIZER_CONFIG))
+            if not (folder / part / name).is_file()
+        ]
+        if not isinstance(read_json(folder / INDEX).get("_class_name"), str):
+            faults.append(f"{INDEX} does not say which pipeline it is")
+        if not isinstance(read_json(folder / "text_encoder" / CONFIG).get("vocab_size"), int):
+            faults.append(f"text_encoder/{CONFIG} has no vocab_size")
+    if faults:
+        raise BaseError("this is no image base", faults=faults, hint="pull a pipeline of diffusers")
+
+
+def linear_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """name -> shape of every matrix of an image base, by the names that layers have for them; from
+    the files' headers alone. Raises BaseError."""
+    return {
+        f"{part}.{entry.name.removesuffix('.weight')}": entry.shape
+        for part in MODELS
+        for path in directory.glob(f"{part}{SEPARATOR}*.safetensors")
+        for entry in read_entries(path)
+        if len(entry.shape) == 2
+    }
+
+
 def describe(directory: Path, *, licence: str | None) -> BaseConfig:
     """What the pipeline in a base's folder is; reads all of the weights. Raises BaseError."""
     index = read_json(directory / INDEX)

@@ -35,9 +35,13 @@ def quantise(
 
     A tensor at a time, from the stored dtype; embeddings, norms and head keep their bytes. The
     result says what it was made from; its identity is over its own tensors and configuration.
-    Raises BaseError for a base that is quantised already, or whose tensors have other names than
-    its modules; MissingPartError.
+    Raises BaseError for an image base, for one that is quantised already, or whose tensors have
+    other names than its modules; MissingPartError.
     """
+    if config.draws:
+        raise BaseError(
+            f"{source} draws: image bases are not quantised", hint="pull it without --quantise"
+        )
     if quantisation(read_json(directory / CONFIG)) is not None:
         raise BaseError(
             f"{source} is quantised already", hint="quantise the base that it was made from"

@@ -16,6 +16,7 @@ from lamina.bases.families import linears
 from lamina.bases.header import read_entries
 from lamina.bases.identity import CONFIG, read_json, weight_files
 from lamina.bases.quiet import quiet
+from lamina.core import heap
 from lamina.core.errors import BaseError
 
 QUANTISATION = "quantization_config"
@@ -73,6 +74,8 @@ def shell(directory: Path, *, dtype: torch.dtype) -> nn.Module:
                 config, dtype=dtype, attn_implementation="sdpa"
             )
     except Exception as error:  # a configuration can be wrong in as many ways as there are models
+        if heap.is_short(error):
+            raise
         raise BaseError(
             f"no model can be built from {directory / CONFIG}: {type(error).__name__}: {error}",
             hint="pull the base again",
@@ -214,6 +217,8 @@ def replace_linears(
         try:
             found = made(name, linear)
         except (ValueError, AssertionError, KeyError, RuntimeError) as error:
+            if heap.is_short(error):
+                raise
             faults.append(f"{name}: {error}")
             continue
         owner, _, leaf = name.rpartition(".")

@@ -1,8 +1,9 @@
 """`lamina farm`: many layers at once."""
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -13,6 +14,8 @@ from lamina.core.errors import UsageError
 
 if TYPE_CHECKING:
     from lamina.flows.farm import Outcome
+
+T = TypeVar("T")
 
 
 def register(app: typer.Typer) -> None:
@@ -50,23 +53,10 @@ def farm(
     at most. Ctrl-C saves all; the same command goes on. Exit code 1 where a job has no name at the
     end. Other keys of a job: exam, format, skip_bad, private, licence, author, accept_regression.
     """
-    from lamina.cli.board import shown
     from lamina.flows import farm as flow
 
-    table = read_table(jobs)
-    asked = flow.read(table, jobs.absolute().parent, str(jobs))
-    store = environment.open_store()
-    with shown() as board, stop_on_signals() as should_stop:
-        found = flow.farm(
-            store,
-            asked,
-            board,
-            should_stop,
-            address=environment.ray_address(ray),
-            processors=processors,
-            rates=environment.rates(),
-        )
-    show(found, as_json=json)
+    asked = flow.read(read_table(jobs), jobs.absolute().parent, str(jobs))
+    show(spread(flow.farm, asked, ray, processors), as_json=json)
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -75,6 +65,24 @@ def read_table(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from None
+
+
+def spread(flow: Callable[..., T], asked: object, ray: str | None, processors: int) -> T:
+    """Do over a cluster what a file asked for: `flow` is `flows.farm.farm` or one that takes the
+    same. Progress is shown on a board; Ctrl-C saves all."""
+    from lamina.cli.board import shown
+
+    store = environment.open_store()
+    with shown() as board, stop_on_signals() as should_stop:
+        return flow(
+            store,
+            asked,
+            board,
+            should_stop,
+            address=environment.ray_address(ray),
+            processors=processors,
+            rates=environment.rates(),
+        )
 
 
 def show(found: "list[Outcome]", *, as_json: bool) -> None:

@@ -199,6 +199,7 @@ def _serve(
     from lamina.flows.hosting import Host, with_limits
     from lamina.flows.replicas import Replicas
     from lamina.serve.engine import Limits
+    from lamina.stack.resolve import resolve
 
     given = Limits(**{name: value for name, value in limits.items() if value is not None})
     replicas = None if crew is None else Replicas(store, given, *crew)
@@ -207,6 +208,7 @@ def _serve(
     names = [model.id for model in host.models()]
     if not names:
         raise UsageError("there is nothing to serve", hint="lamina base pull smollm2-135m")
+    draws = resolve(store, names[0]).draws
     out = sys.stdout  # while there are replicas, what is printed goes to stderr
     with bind(settings) as bound, contextlib.ExitStack() as there:
         Terminal().say(f"loading {', '.join(host.sure()) or 'a base when it is first asked'}")
@@ -220,7 +222,7 @@ def _serve(
 
         def ready() -> None:
             with contextlib.redirect_stdout(out):
-                print_text(_hello(url, names))
+                print_text(_hello(url, names, draws=draws))
                 out.flush()
 
         orderly = Server(create_app(host, settings), host, settings, ready).serve_on(bound)
@@ -254,14 +256,18 @@ def _stopping() -> Iterator[Callable[[], None]]:
             signal.signal(number, handler)
 
 
-def _hello(url: str, names: list[str]) -> str:
-    """What people read when it is ready."""
+def _hello(url: str, names: list[str], *, draws: bool) -> str:
+    """What people read when it is ready; `draws`: whether the first of the names does."""
     shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-    question = {"model": names[0], "messages": [{"role": "user", "content": "Hello"}]}
+    asked = (
+        {"prompt": "a red fox"} if draws else {"messages": [{"role": "user", "content": "Hello"}]}
+    )
+    where = "images/generations" if draws else "chat/completions"
+    question = {"model": names[0]} | asked
     return (
         f"serving {shown}\n"
         f"ready: {url}/v1, with pages about it at {url}/\n"
-        f"  curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n"
+        f"  curl {url}/v1/{where} -H 'content-type: application/json' \\\n"
         f"    -d {shlex.quote(json_module.dumps(question))}"
     )
 

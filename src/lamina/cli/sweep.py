@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lamina.cli import environment, options
-from lamina.cli.farm import read_table
+from lamina.cli import options
+from lamina.cli.farm import read_table, spread
 from lamina.cli.output import print_json, print_text
-from lamina.cli.train import stop_on_signals
 
 if TYPE_CHECKING:
     from lamina.flows.sweep import Swept, Trial
@@ -56,7 +55,6 @@ def sweep(
     command goes on. Other keys: trials, seed (of the draw), choose_by (a scorer), and those of
     `lamina farm`.
     """
-    from lamina.cli.board import shown
     from lamina.flows import sweep as flow
     from lamina.flows import trials as plan
 
@@ -66,18 +64,7 @@ def sweep(
     if dry_run:
         _list(plan.trials_of(asked), as_json=json)
         return
-    store = environment.open_store()
-    with shown() as board, stop_on_signals() as should_stop:
-        swept = flow.sweep(
-            store,
-            asked,
-            board,
-            should_stop,
-            address=environment.ray_address(ray),
-            processors=processors,
-            rates=environment.rates(),
-        )
-    show(swept, as_json=json)
+    show(spread(flow.sweep, asked, ray, processors), as_json=json)
 
 
 def _list(combinations: list[dict[str, object]], *, as_json: bool) -> None:

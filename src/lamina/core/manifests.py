@@ -131,6 +131,11 @@ class BaseConfig(Value):
     """What it makes; None for text."""
 
     @property
+    def draws(self) -> bool:
+        """Whether it makes images."""
+        return self.modality == "image"
+
+    @property
     def identity(self) -> str:
         """The base's digest: what layers and stacks name it by."""
         return digest_json(

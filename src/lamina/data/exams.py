@@ -122,12 +122,14 @@ def _full_example(row: Any, faults: list[str]) -> Example | None:
 def default_scorers(examples: Sequence[Example]) -> tuple[ScorerName, ...]:
     """The scorers that suit these rows.
 
-    Of images `denoise` and `retrieve`. Else always `loss`; `tool_call` when most rows end in a
-    tool call or say which calls are right; `exact` when rows carry `accept`; `numeric` when most
-    answers end in `#### N`; `choice` when rows carry `choices` and the right one is known.
+    Of images `denoise`, and `retrieve` where captions differ. Else always `loss`; `tool_call` when
+    most rows end in a tool call or say which calls are right; `exact` when rows carry `accept`;
+    `numeric` when most answers end in `#### N`; `choice` when rows carry `choices` and the right
+    one is known.
     """
     if any(example.image for example in examples):
-        return ("denoise", "retrieve")
+        differ = len({example.text for example in examples if example.image}) > 1
+        return ("denoise", "retrieve") if differ else ("denoise",)
     most = len(examples) / 2
     found: list[ScorerName] = []
     if sum(_tool_call_item(example) is not None for example in examples) > most:
@@ -152,7 +154,8 @@ def items_from_examples(examples: Sequence[Example], scorer: ScorerName) -> tupl
     if not items:
         raise DataError(
             f"none of the {len(examples)} rows gives a question for the scorer {scorer!r}",
-            hint=f"leave out {scorer!r}, or give rows that suit it; `loss` suits all",
+            hint=f"leave out {scorer!r}, or give rows that suit it; `loss` suits all rows of text, "
+            "`denoise` all images",
         )
     return items
 

@@ -14,7 +14,7 @@ from lamina.flows import credit, licensing, to_diffusers, to_llama, to_python
 from lamina.flows.card import card
 from lamina.flows.credit import contributors
 from lamina.flows.licensing import licences_of
-from lamina.flows.modality import PROBE, draws
+from lamina.flows.modality import PROBE
 from lamina.flows.outbound import CERTIFICATE, FOLDER, Job, Made, Probe
 from lamina.flows.questions import probe_prompts
 from lamina.share.card import FILE as CARD
@@ -85,14 +85,18 @@ def export(
 
 def _check_fits(stack: ResolvedStack, target: Form) -> None:
     """Raise UsageError where a stack that draws goes to a target for words, or the reverse."""
-    images = draws(stack)
+    images = stack.draws
     if images != (target in _OF_IMAGES):
-        fitting = sorted(each for each in _TARGETS if (each in _OF_IMAGES) == images)
+        fitting = sorted(
+            each
+            for each in _TARGETS
+            if (each in _OF_IMAGES) == images and not (each == _BASE_ALONE and stack.layers)
+        )
         raise UsageError(
             f"{stack.label} {'draws' if images else 'talks'}: it cannot be exported to {target}",
             hint=f"targets for it: {', '.join(fitting)}",
         )
-    if target == "diffusers-base" and stack.layers:
+    if target == _BASE_ALONE and stack.layers:
         raise UsageError(f"{stack.label} has layers", hint="export them with --to diffusers")
 
 
@@ -122,3 +126,4 @@ _TARGETS: dict[Form, Callable[[Job], Made]] = {
     "kohya": to_diffusers.kohya,
 }
 _OF_IMAGES = ("diffusers", "diffusers-base", "kohya")
+_BASE_ALONE = "diffusers-base"

@@ -25,6 +25,7 @@ from lamina.core.seeds import derive
 from lamina.data.read import read
 from lamina.data.split import split
 from lamina.exams import statistics
+from lamina.flows.suiting import check_rows, check_talks
 from lamina.lowrank.attach import attached
 from lamina.lowrank.maths import LayerFactors
 from lamina.stack.compile import DTYPES, Compiled, compile_stack, device_at_hand
@@ -165,8 +166,10 @@ def advise(
     bad ones, UsageError, KeyboardInterrupt before the first rung is through.
     """
     stack = resolve(store, on)
+    check_talks(stack, "advice from probes", "try some yourself: lamina sweep RECIPE.toml")
     default = Recipe(seed=seed)
     dataset = read(data, format=format, skip_bad=skip_bad)
+    check_rows(stack, dataset.examples)
     rows = split(dataset.examples, default.held_out, default.held_out_max).train
     if len(rows) < LEAST_ROWS:
         raise DataError(

@@ -28,6 +28,7 @@ from lamina.flows.contestants import (
     stays_here,
 )
 from lamina.flows.questions import carried, exams_in, from_file
+from lamina.flows.suiting import check_alike, check_talks
 from lamina.stack.resolve import resolve
 from lamina.store.layout import Store
 
@@ -167,19 +168,22 @@ def arena(
     a large share, MissingPartError.
     """
     stack = resolve(store, text)
-    exams, skipped = _exams(store, carried(store, stack.layers), match)
     remote = against.startswith(("http://", "https://"))
+    other = None if remote else resolve(store, against)
+    check_talks(stack, "an arena", None if remote else f"lamina exam {text} --against {against}")
+    if other is not None:
+        check_alike(stack, other, "give two stacks that talk")
+    exams, skipped = _exams(store, carried(store, stack.layers), match)
     ours: StackContestant | None = None
     theirs: Contestant | None = None
     try:
-        if remote:
+        if other is None:
             theirs = EndpointContestant(against, model, key)
             host = theirs.host or ""
             _may_be_sent(exams, host, match)
             reporter.say(f"{sum(len(e.items or ()) for e in exams)} questions are sent to {host}")
             ours = StackContestant(store, stack)
         else:
-            other = resolve(store, against)
             ours = StackContestant(store, stack)
             shared = ours.engine if other.base.digest == stack.base.digest else None
             theirs = StackContestant(store, other, shared)

@@ -23,6 +23,7 @@ from lamina.exams.tasks import Exam
 from lamina.flows.compare import ask, shown
 from lamina.flows.examine import sit
 from lamina.flows.questions import carried, from_file
+from lamina.flows.suiting import check_scorers
 from lamina.gate.verdict import Policy, holm
 from lamina.stack.resolve import ResolvedLayer, ResolvedStack, of_config, resolve
 from lamina.store.layout import Store
@@ -60,14 +61,18 @@ class Question:
         good, bad = (value_text(metric, v) for v in (self.good_value, self.bad_value))
         return [
             f"    ? {_line(self.text)}",
-            f"      without it {good}: {_line(self.good)}",
-            f"      with it {bad}: {_line(self.bad)}",
+            f"      without it {good}{_said(self.good)}",
+            f"      with it {bad}{_said(self.bad)}",
         ]
 
 
-def _line(text: str | None) -> str:
+def _said(answer: str | None) -> str:
+    return f": {_line(answer)}" if answer is not None else ""
+
+
+def _line(text: str) -> str:
     """A text on one line, its end cut off where that is too long."""
-    words = " ".join((text or "").split())
+    words = " ".join(text.split())
     return words if len(words) <= WIDEST else words[: WIDEST - 1] + "…"
 
 
@@ -231,6 +236,7 @@ def _exams(store: Store, stack: ResolvedStack, wanted: Sequence[str]) -> list[Ex
     if faults:
         names = ", ".join(dict.fromkeys(exam.name for exam in known))
         raise UsageError("no such exam", faults=faults, hint=f"it carries: {names or 'none'}")
+    check_scorers(stack, [exam.spec.scorer for exam in picked])
     return picked
 
 

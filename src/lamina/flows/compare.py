@@ -10,6 +10,7 @@ from lamina.data.example import Message
 from lamina.exams.examinee import Prompt
 from lamina.flows.examinee import StackExaminee
 from lamina.flows.questions import ANSWER_TOKENS, probe_prompts
+from lamina.flows.suiting import check_alike, check_talks
 from lamina.stack.compile import compile_stack, device_at_hand
 from lamina.stack.resolve import ResolvedStack, resolve
 from lamina.store.layout import Store
@@ -65,8 +66,13 @@ def compare(
     rows: int,
     reporter: Reporter,
 ) -> Difference:
-    """Ask both stacks the same: `prompts`, or some questions of the exams that they carry."""
+    """Ask both stacks the same: `prompts`, or some questions of the exams that they carry.
+
+    Raises UsageError for one that draws.
+    """
     stacks = resolve(store, a), resolve(store, b)
+    check_alike(*stacks, "give two stacks of one kind")
+    check_talks(stacks[0], "a comparison of answers", f"lamina exam {a} --against {b}")
     asked = [Prompt((Message(role="user", content=text),)) for text in prompts]
     if not asked:
         found = dict.fromkeys(

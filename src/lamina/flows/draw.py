@@ -17,6 +17,7 @@ from lamina.data.example import Example
 from lamina.data.images import pillow
 from lamina.data.read import read
 from lamina.flows import bases
+from lamina.flows.suiting import check_draws
 from lamina.stack.compile import DTYPES, compile_stack, device_at_hand
 from lamina.stack.resolve import ResolvedStack, resolve
 from lamina.store.layout import Store
@@ -36,6 +37,7 @@ class Painter:
     """A stack, loaded, that draws again and again."""
 
     def __init__(self, store: Store, stack: ResolvedStack, dtype: str = "float32") -> None:
+        check_draws(stack)
         self.stack = stack
         compiled = compile_stack(store, stack, dtype=DTYPES[dtype], device=device_at_hand())
         self._pipeline = compiled.pipeline

@@ -20,6 +20,7 @@ from lamina.exams.tasks import Exam
 from lamina.flows import runs, succession
 from lamina.flows.questions import carried, from_file
 from lamina.flows.questions import probe_prompts as probe_prompts
+from lamina.flows.suiting import check_scorers, check_successor
 from lamina.gate.verdict import Policy, Unexamined, Verdict, verdict
 from lamina.stack.resolve import ResolvedStack, of_config, of_descriptor, resolve
 from lamina.store.layout import Store
@@ -231,10 +232,15 @@ def examine_stack(
 def asked_of(
     store: Store, text: str, against: str | None = None, files: Sequence[str] = ()
 ) -> tuple[ResolvedStack, ResolvedStack | None, list[Exam]]:
-    """A stack, what it is compared with, and the exams that both sit."""
+    """A stack, what it is compared with, and the exams that both sit. Raises UsageError where one
+    of the two cannot be asked them."""
     stack = resolve(store, text)
     other = resolve(store, against) if against else parent_of(store, stack)
-    exams = carried(store, stack.layers) + [exam for f in files for exam in from_file(f)]
+    given = [exam for f in files for exam in from_file(f)]
+    check_scorers(stack, [exam.spec.scorer for exam in given])
+    exams = carried(store, stack.layers) + given
+    if other is not None:
+        check_scorers(other, [exam.spec.scorer for exam in exams])
     return stack, other, exams
 
 
@@ -262,6 +268,7 @@ def examine_for_gate(
     if previous is None or previous in (stack.digest, beneath.digest if beneath else None):
         return examination
     replaced = of_descriptor(store, store.describe(previous), label=name, force=True)
+    check_successor(stack, replaced)
     theirs = succession.inherited(store, replaced.layers, stack.layers)
     now = sit(store, stack, theirs, reporter)
     then = sit(store, replaced, theirs, reporter)

@@ -117,11 +117,15 @@ def from_place(
 def _described(store: Store, files: Sequence[Descriptor], claimed: BaseConfig) -> BaseConfig:
     """What the base in some blobs is, computed from their bytes."""
     from lamina.bases.checks import check_base
+    from lamina.bases.convert import described_pipeline
+    from lamina.bases.pipeline_files import is_pipeline
     from lamina.bases.quantised import described
 
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=store.root) as folder:
         for blob in files:
             (Path(folder) / blob.title).symlink_to(store.path(blob.digest))
+        if is_pipeline(Path(folder)):
+            return described_pipeline(Path(folder), licence=claimed.licence)
         check_base(Path(folder))
         found = described(
             Path(folder), template_origin=claimed.template_origin, licence=claimed.licence

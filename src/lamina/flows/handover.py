@@ -17,6 +17,7 @@ from lamina.export import llama_cpp
 from lamina.flows import to_llama
 from lamina.flows.adapters import export
 from lamina.flows.outbound import CERTIFICATE
+from lamina.flows.suiting import check_talks
 from lamina.flows.trust import Trust, check_stack
 from lamina.lowrank import codec
 from lamina.stack.compile import base_directory
@@ -107,7 +108,8 @@ def _check_trust(store: Store, stacks: Sequence[ResolvedStack], trust: Trust | N
 
 
 def _over_one_base(store: Store, names: Sequence[str], base: str | None) -> list[ResolvedStack]:
-    """What to serve, at least one. Raises UsageError for several bases and packed ones."""
+    """What to serve, at least one. Raises UsageError for several bases, packed ones and those that
+    draw."""
     stacks = _chosen(store, names, base)
     bases = {stack.config.base for stack in stacks}
     if len(bases) != 1:
@@ -118,6 +120,8 @@ def _over_one_base(store: Store, names: Sequence[str], base: str | None) -> list
             faults=[f"{s.label} on {_base_name(store, s)}" for s in stacks],
             hint="name the stacks, or the base: lamina serve --base BASE --engine …",
         )
+    hint = "leave --engine out: lamina's own server draws, at /v1/images/generations"
+    check_talks(stacks[0], "another engine", hint)
     kind = stacks[0].base_config.quantised
     if kind:
         raise UsageError(

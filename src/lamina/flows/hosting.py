@@ -12,7 +12,7 @@ from functools import cached_property
 
 from lamina.core.digest import short
 from lamina.core.errors import LaminaError, MissingBlobError, UnknownNameError
-from lamina.core.manifests import IDENTITY, Descriptor
+from lamina.core.manifests import IDENTITY, BaseConfig, Descriptor
 from lamina.core.names import Name
 from lamina.flows.trust import Trust, changed, check_stack
 from lamina.serve.constrain import Grammars
@@ -189,9 +189,9 @@ class Host:
             return served
 
     def sure(self) -> list[str]:
-        """Names of the bases that will surely be asked: those of the stacks that were named, else
-        the one that there is."""
-        found = {model.base for model in self.models()}
+        """Names of the bases that engines will surely be asked for: those of the stacks that were
+        named, else the one that there is. What draws has no engine, and is loaded when asked."""
+        found = {model.base for model in self.models() if not self._draws(model.base)}
         if not self._stacks and len(found) > 1:
             return []
         return sorted(self.base_name(identity) for identity in found)
@@ -223,6 +223,13 @@ class Host:
         end = time.monotonic() + seconds
         done = [s.engine.drain(max(end - time.monotonic(), 0.0)) for s in loaded]
         return all(done)
+
+    def _draws(self, identity: str) -> bool:
+        """Whether stacks over this base draw; of one that is damaged or gone, no."""
+        with contextlib.suppress(LaminaError, OSError):
+            base = self.store.find_base(identity)
+            return self.store.config(self.store.manifest(base.digest), BaseConfig).draws
+        return False
 
     def _model(self, name: str, target: Descriptor) -> Model | None:
         """A named stack; None for one that is damaged or just being removed: it cannot be asked."""

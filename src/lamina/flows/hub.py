@@ -1,8 +1,9 @@
 """`lamina push STACK hf:org/name` and `lamina pull hf:org/name`: stacks to and from the Hub.
 
-What others' tools read (one PEFT adapter of all layers, a model card) lies in the repository's
-root, what lamina restores (the stack itself, its layers, its evidence) under `lamina/`: one commit
-holds both, and the adapter is loaded back by PEFT and compared before anything is sent.
+What others' tools read (one PEFT adapter of all layers, or diffusers' LoRA file where it draws; a
+model card) lies in the repository's root, what lamina restores (the stack itself, its layers, its
+evidence) under `lamina/`: one commit holds both, and the adapter is loaded back by PEFT, or
+diffusers, and compared before anything is sent.
 """
 
 import contextlib
@@ -16,7 +17,14 @@ from lamina.bases import hub as bases_hub
 from lamina.bases.hub import HubRepo
 from lamina.bases.quiet import quiet
 from lamina.core.digest import short
-from lamina.core.errors import CheckError, LayerError, ShareError, StoreError, UsageError
+from lamina.core.errors import (
+    CheckError,
+    LayerError,
+    MissingPartError,
+    ShareError,
+    StoreError,
+    UsageError,
+)
 from lamina.core.files import TEMP_PREFIX
 from lamina.core.licences import Licensed
 from lamina.core.manifests import Descriptor
@@ -31,6 +39,7 @@ from lamina.flows.withheld import check_withheld, say, travelling_data
 from lamina.lowrank import codec
 from lamina.share import hub, hub_upload
 from lamina.share.card import FILE as CARD
+from lamina.share.card_facts import Form
 from lamina.share.hub import HubPlace, Progress
 from lamina.share.hub_source import HubSource
 from lamina.share.hub_upload import Content, Upload
@@ -60,8 +69,8 @@ def push(
     again; evidence that others put there about the same objects stays.
     `despite`: the reason for going on where a licence forbids to share it.
     Raises UsageError for a bare base, private data, a repository of something else, or one that is
-    open where `private` was asked for; CheckError when PEFT loads another model, or a licence
-    forbids it; ShareError.
+    open where `private` was asked for; CheckError when PEFT or diffusers load another model, or a
+    licence forbids it; MissingPartError, ShareError.
     """
     stack = resolve(store, text)
     if not stack.layers:
@@ -250,12 +259,21 @@ def _files(
 
     rank = sum(layer.config.rank for layer in stack.layers)
     target = "vllm" if rank <= MAX_RANKS[-1] else "peft"  # one rank throughout suits every reader
+    if stack.draws:
+        target = "diffusers"
     adapter, exact = work / "adapter", f"@{stack.digest.removeprefix('sha256:')}"
     with quiet():
         made = export(store, exact, adapter, target, Silent(), despite=despite)
+    if made["parity"]["ok"] is None:
+        raise MissingPartError(
+            f"{stack.label} cannot be compared with the file for others: "
+            f"{made['parity']['unproved']}",
+            hint="install it and push again, or push to a registry: oci://host/repository",
+        )
     certificate = {key: value for key, value in made.items() if key not in ("directory", "use")}
     certificate |= {"licences": licences.to_json()}
-    text = card(store, stack, "hub", certificate=certificate, where=place.repo)
+    form: Form = "hub-images" if stack.draws else "hub"
+    text = card(store, stack, form, certificate=certificate, where=place.repo)
     (adapter / CARD).write_text(text, encoding="utf-8")
     files: dict[str, Content] = {path.name: path for path in sorted(adapter.iterdir())}
     return files, certificate

@@ -16,7 +16,7 @@ from lamina.core.report import Reporter
 from lamina.data.example import Message
 from lamina.export.parity import Parity, compare, logits_of
 from lamina.flows import to_diffusers
-from lamina.flows.modality import draws, probes_of, sayings
+from lamina.flows.modality import probes_of, sayings
 from lamina.flows.outbound import Probe
 from lamina.flows.questions import probe_prompts
 from lamina.flows.to_python import load_peft
@@ -66,7 +66,7 @@ def prove(
     An adapter is loaded by PEFT itself, a checkpoint by its own weights. Raises CheckError where
     an import that should be exact is another model.
     """
-    if draws(stack):
+    if stack.draws:
         return _prove_images(store, stack, base, adapter, placed, reporter)
     if base.packed:
         return Proof(None, f"the base is in {base.packed}: its adapters are not compared", 0.0)

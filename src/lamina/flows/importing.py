@@ -20,7 +20,6 @@ from lamina.flows import runs
 from lamina.flows.import_proof import Proof, prove
 from lamina.flows.import_source import known_as, located, work_folder
 from lamina.flows.landing import adapter_blobs, gate_and_name, land
-from lamina.flows.modality import draws
 from lamina.flows.naming import new_name
 from lamina.imports import checkpoint, gguf_lora, kohya, mlx, peft
 from lamina.imports.adapter import WORDS, Adapter, shown
@@ -80,7 +79,7 @@ def take_in(store: Store, request: Request, reporter: Reporter) -> dict[str, Any
             path = path.parent
         directory = base_directory(store, stack.base)
         layers = [layer_factors(store, layer) for layer in stack.layers]
-        if draws(stack):
+        if stack.draws:
             base = beneath_image(directory, layers)
         else:
             base = beneath(directory, layers, stack.base_config.quantised)

@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-from lamina.bases import families
-from lamina.bases.load import load
 from lamina.core.credits import people
 from lamina.core.digest import Digest, short
 from lamina.core.errors import LaminaError, LayerError
@@ -19,7 +17,7 @@ from lamina.flows.descent import kin, version
 from lamina.lowrank.attach import layer_faults
 from lamina.lowrank.maths import Factors, LayerFactors, inner_product, squared_norm
 from lamina.stack.anomaly import LayerFacts, Oddity, facts_of, oddities
-from lamina.stack.compile import base_directory, layer_factors, stored_factors
+from lamina.stack.compile import base_linears, layer_factors, stored_factors
 from lamina.stack.interference import Interference, interference
 from lamina.stack.resolve import ResolvedLayer, ResolvedStack
 from lamina.store.layout import Store
@@ -72,7 +70,7 @@ def inspect(store: Store, stack: ResolvedStack, reporter: Reporter) -> Inspectio
     layer = stack.layers[-1]
     reporter.event({"event": "examining", "text": f"looking at the weights of {stack.label}"})
     factors = stored_factors(store, layer.digest)
-    linears = families.linears(load(base_directory(store, stack.base), dtype=torch.bfloat16).model)
+    linears = base_linears(store, stack, torch.bfloat16)
     if faults := layer_faults(factors, linears):
         raise LayerError(f"{layer.config.name} does not fit its base", faults=faults)
     facts = facts_of(factors, linears)

@@ -15,7 +15,7 @@ from lamina.bases.sharded import shards_of
 from lamina.bases.streamed import reading_cost
 from lamina.core import heap
 from lamina.core.digest import digest_json
-from lamina.core.errors import DataError, LaminaError, UsageError
+from lamina.core.errors import DataError, LaminaError
 from lamina.core.manifests import Descriptor
 from lamina.core.report import Reporter
 from lamina.flows import fitting, painting, rehearsal, runs, work
@@ -68,12 +68,10 @@ def train_in_crew(
     """The same as one of a crew that shares the store: worker 0 writes, the others get None."""
     began = time.perf_counter()
     first = crew.rank == 0
-    draws = beneath.base_config.modality == "image"
+    draws = beneath.draws
     try:
         rows, encoded, fitted = None, began, fitting.Fitted(spec)
         if not draws:
-            if spec.recipe.diffusion is not None:
-                raise UsageError("the recipe's diffusion is about images", hint="leave it out")
             rows = rows_of(store, run, spec, base_format(store, beneath), beneath)
             encoded = time.perf_counter()
             fitted = fitting.fit(store, run, spec, beneath, rows, reporter, crew=crew)

@@ -18,7 +18,7 @@ from lamina.data.exams import default_scorers
 from lamina.data.read import Dataset, read
 from lamina.data.split import Split, split
 from lamina.fleet.crew import Size
-from lamina.flows import rehearsal, runs, seen_rows, work
+from lamina.flows import rehearsal, runs, seen_rows, suiting, work
 from lamina.flows.examine import Examination, current, examine_for_gate
 from lamina.flows.growth import Growth, growth
 from lamina.flows.naming import name_stack, new_name
@@ -74,7 +74,7 @@ class Learned:
     @property
     def next_command(self) -> str:
         """What a person may want to type now."""
-        if self.stack.base_config.modality == "image":
+        if self.stack.draws:
             return f'lamina draw {self.stack.label} "…"'
         return f"lamina chat {self.config.name}"
 
@@ -90,7 +90,8 @@ def prepare(store: Store, request: Request, reporter: Reporter, *, go_on: bool =
     name = new_name(store, request.name)
     rehearsal.asked_for(request.rehearsal_set, private=request.private)
     beneath = resolve(store, request.on, force=request.force)
-    if beneath.base_config.modality == "image":
+    _check_suits(store, request, name.name, beneath)
+    if beneath.draws:
         request = _of_images(request, reporter)
     dataset = read(
         request.data,
@@ -100,6 +101,7 @@ def prepare(store: Store, request: Request, reporter: Reporter, *, go_on: bool =
     )
     for fault in dataset.bad:
         reporter.say(f"skipped {fault.file}:{fault.line}: {fault.reason}")
+    suiting.check_rows(beneath, dataset.examples)
     parts = _split(dataset, request)
     reporter.say(
         f"{len(dataset.examples)} rows ({dataset.format}): {len(parts.train)} to train on, "
@@ -107,6 +109,7 @@ def prepare(store: Store, request: Request, reporter: Reporter, *, go_on: bool =
         + (f", {dataset.duplicates} duplicates left out" if dataset.duplicates else "")
     )
     exams = exams_of(request, name.name, parts.held_out)
+    suiting.check_scorers(beneath, [spec.scorer for spec, _ in exams])
     spec = spec_of(request, name.name, beneath, dataset, exams)
     files = runs.contents(
         parts.train,
@@ -128,6 +131,15 @@ def prepare(store: Store, request: Request, reporter: Reporter, *, go_on: bool =
     if grown := _growth(store, current(store, spec.name), spec, marks):
         reporter.say(grown.offer(request.data))
     return runs.write(store.runs_dir / spec.id, spec, files)
+
+
+def _check_suits(store: Store, request: Request, name: str, beneath: ResolvedStack) -> None:
+    """Raise UsageError for what means nothing over such a stack, or for its successor."""
+    suiting.check_options(beneath, request.recipe, stream=request.stream, memory=request.memory)
+    older = current(store, name)
+    if older is not None:
+        old = of_descriptor(store, store.describe(older), label=name, force=True)
+        suiting.check_successor(beneath, old)
 
 
 def _split(dataset: Dataset, request: Request) -> Split:

@@ -33,6 +33,7 @@ from lamina.flows.merge_loss import loss_over, rows_of
 from lamina.flows.modality import probes_of, sayings
 from lamina.flows.naming import new_name
 from lamina.flows.questions import carried
+from lamina.flows.suiting import check_talks
 from lamina.lowrank.attach import fold_into
 from lamina.lowrank.maths import LayerFactors
 from lamina.stack.combine.method import Merged, Method, Options
@@ -82,6 +83,9 @@ def merge(
     _check(chosen, texts, weights, density, seed, examples)
     target = new_name(store, name)
     parent, parts = contributions(store, [resolve(store, text) for text in texts])
+    if chosen.needs_examples:
+        others = ", ".join(each.name for each in METHODS.values() if not each.needs_examples)
+        check_talks(parent, "learning weights", f"--method {others}")
     for one, two in versions_of_one_layer(store, parts):
         reporter.say(
             f"{one.label} and {two.label} are versions of one layer: a sum adds what they share "

@@ -23,15 +23,10 @@ PROBE_CAPTION = "a red circle on white"
 _CAPTIONS_AN_EXAM = 2
 
 
-def draws(stack: ResolvedStack) -> bool:
-    """Whether a stack makes images."""
-    return stack.base_config.modality == "image"
-
-
 def examinee_of(store: Store, stack: ResolvedStack) -> Examinee:
     """A stack, loaded, that can be examined. Images are looked at in float32: their differences
     are small, and so are the models."""
-    if draws(stack):
+    if stack.draws:
         compiled = compile_stack(store, stack, dtype=torch.float32, device=device_at_hand())
         return painting.PaintingExaminee(compiled)
     return StackExaminee(compile_stack(store, stack, device=device_at_hand()))
@@ -41,7 +36,7 @@ def probes_of(store: Store, *stacks: ResolvedStack) -> list[Probe]:
     """What stacks over one base are asked: something, and questions of the exams they carry."""
     found: dict[Probe, None] = {}
     for stack in stacks:
-        if draws(stack):
+        if stack.draws:
             found[PROBE_CAPTION] = None
             for exam in carried(store, stack.layers):
                 for item in (exam.items or ())[:_CAPTIONS_AN_EXAM]:

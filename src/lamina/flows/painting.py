@@ -9,13 +9,13 @@ from torch import Tensor
 
 from lamina.bases import pipeline
 from lamina.bases.draw import Style, draw
-from lamina.core.errors import DataError, UsageError
-from lamina.core.recipe import Recipe
+from lamina.core.errors import DataError
 from lamina.core.report import Reporter
 from lamina.data.example import Example
 from lamina.exams.examinee import Likelihood, Progress, Prompt
 from lamina.flows import rehearsal, runs
 from lamina.flows.pools import pools_of
+from lamina.flows.suiting import check_rows
 from lamina.stack.compile import Compiled, stored_factors
 from lamina.store.layout import Store
 from lamina.tokens.mask import EncodeReport
@@ -40,23 +40,9 @@ AT_ONCE = 8192
 EXAM_STYLE = Style(steps=10)
 GRID = 4
 """An image's colours are told by the means of so many by so many squares."""
-_TEXT_ONLY = ("ranks", "known", "checkpointing", "above", "max_length", "overlong")
-"""Keys of a recipe that say nothing of images, and are refused where they say something."""
 
 
 # -- training --------------------------------------------------------------------------------------
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """Raise UsageError for what a recipe asks of images and they do not have."""
-    plain = Recipe()
-    faults = [
-        f"{key}: {getattr(recipe, key)!r}"
-        for key in _TEXT_ONLY
-        if getattr(recipe, key) != getattr(plain, key)
-    ]
-    if faults:
-        raise UsageError("not for layers over images", faults=faults, hint="leave them out")
 
 
 def job_of(
@@ -67,7 +53,6 @@ def job_of(
     Raises DataError for images that are none, UsageError.
     """
     recipe, model = spec.recipe, compiled.pipeline
-    check_recipe(recipe)
     linears = pipeline.chosen(compiled.linears, recipe.targets)
     read = not any(name.startswith("text_encoder.") for name in linears)
 
@@ -76,12 +61,7 @@ def job_of(
             text = f"{what}: {done}/{total} images as latents"
             reporter.event({"event": "examining", "text": text, "last": done == total})
 
-        imaged = [example for example in examples if example.image is not None]
-        if len(imaged) < len(examples):
-            raise DataError(
-                f"{len(examples) - len(imaged)} of {len(examples)} rows have no image",
-                hint="an image base learns from captioned images: a folder or zip of them",
-            )
+        check_rows(compiled.stack, examples)
         return pictured(model, examples, read=read, progress=progress)
 
     old = run.rows(runs.REHEARSAL_ROWS)

@@ -22,6 +22,7 @@ from lamina.data.example import Example, Message
 from lamina.data.read import Dataset, read
 from lamina.flows import learn
 from lamina.flows.lineage import Lineage
+from lamina.flows.suiting import check_options, check_rows
 from lamina.plan.hardware import THIS, Profiles
 from lamina.plan.memory import predict
 from lamina.plan.price import (
@@ -200,7 +201,7 @@ def _subject(store: Store | None, on: str) -> tuple[Architecture, ResolvedStack 
             hint=f"a folder with {CONFIG}, a .json file, or one of {', '.join(EXAMPLES)}",
         )
     stack = resolve(store, on)
-    if stack.base_config.modality == "image":
+    if stack.draws:
         raise UsageError(
             f"what training over {on} takes is not predicted: it draws",
             hint="a few steps tell: lamina train … --steps 10",
@@ -245,6 +246,8 @@ def _dataset(request: Request) -> Dataset:
 def _planned(store: Store, stack: ResolvedStack, request: Request, dataset: Dataset) -> "Planned":
     from lamina.flows.amounts import of_training  # torch
 
+    check_options(stack, request.recipe)
+    check_rows(stack, dataset.examples)
     asked = learn.Request(request.on, request.data, "planned", request.recipe)
     return of_training(store, stack, asked, dataset)
 

@@ -17,6 +17,7 @@ from lamina.flows.ladder.rung import Move, heed, typed
 from lamina.flows.landing import Named, gate_and_name
 from lamina.flows.lineage import moved_on
 from lamina.flows.naming import new_name
+from lamina.flows.suiting import check_alike
 from lamina.stack.resolve import ResolvedStack, of_config, resolve
 from lamina.store.layout import Store
 
@@ -70,6 +71,7 @@ def rebase(
     """
     rungs = up_to(request.at_most)
     stack, onto = resolve(store, request.stack, force=True), resolve(store, request.onto)
+    check_alike(stack, onto, "layers are carried from images to images, or from text to text")
     name = _name(store, request, stack, onto)
     moving = to_move(store, stack, onto)
     command = _command(request)

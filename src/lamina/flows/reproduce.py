@@ -19,7 +19,6 @@ from lamina.data.read import read
 from lamina.data.split import split
 from lamina.flows import at_hand, descent, painting, rehearsal, runs, seen_rows, update
 from lamina.flows.job import job_of
-from lamina.flows.modality import draws
 from lamina.flows.trained import layer_object
 from lamina.stack.compile import DTYPES, compile_stack, device_at_hand
 from lamina.stack.resolve import ResolvedLayer, of_descriptor, resolve
@@ -143,7 +142,7 @@ def reproduce(
         compiled = compile_stack(
             store, beneath, dtype=DTYPES[config.recipe.dtype], device=device_at_hand()
         )
-        if draws(beneath):
+        if beneath.draws:
             job, counts = painting.job_of(store, run, spec, compiled, reporter)
         else:
             job, counts = job_of(store, run, spec, compiled)

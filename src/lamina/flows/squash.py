@@ -33,7 +33,7 @@ from lamina.flows.inventory import certificate_lines
 from lamina.flows.joined import land_computed
 from lamina.flows.licensing import check, works_in
 from lamina.flows.lineage import moved_on
-from lamina.flows.modality import draws, probes_of, sayings
+from lamina.flows.modality import probes_of, sayings
 from lamina.flows.naming import new_name
 from lamina.flows.questions import carried
 from lamina.flows.squeeze import PASSES, squeezed
@@ -226,7 +226,7 @@ def _made(
     passes = PASSES if limits.passes is None else limits.passes
     if limits.rank is None or not rows or discarded_share(parts) <= NOISE:
         passes = 0
-    if passes and draws(original):
+    if passes and original.draws:
         if limits.passes is not None:
             raise UsageError("what a cut costs images is not made up for", hint="--passes 0")
         passes = 0

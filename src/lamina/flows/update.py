@@ -24,7 +24,7 @@ from lamina.data.exams import ExamItem, default_scorers, items_from_examples, to
 from lamina.data.read import Dataset, read
 from lamina.data.split import question_digest, split
 from lamina.exams.scorers.registry import SCORERS
-from lamina.flows import at_hand, joined, rehearsal, runs, seen_rows
+from lamina.flows import at_hand, joined, rehearsal, runs, seen_rows, suiting
 from lamina.flows.lineage import Lineage
 from lamina.flows.naming import new_name
 from lamina.flows.questions import ANSWER_TOKENS, carried
@@ -108,6 +108,8 @@ def prepare(store: Store, request: Request, reporter: Reporter) -> runs.Run | No
     for fault in dataset.bad:
         reporter.say(f"skipped {fault.file}:{fault.line}: {fault.reason}")
     recipe = recipe_of(layer, request)
+    suiting.check_options(stack, recipe, memory=request.memory)
+    suiting.check_rows(stack, dataset.examples)
     layers = stack.layers[: index + 1]
     parts = parts_of(store, layers, dataset.examples, recipe, private=request.private)
     reporter.say(_counts(dataset, parts))

@@ -20,6 +20,13 @@ from lamina.share.card_text import cell, code, one_line, table
 
 FILE = "README.md"
 """What the Hub shows of a repository."""
+_IDENTITY = {
+    False: "tensors, architecture, tokenizer, template",
+    True: "its parts' tensors and architectures, noise schedule and vocabulary",
+}
+_PLACES = {False: "tokens", True: "places of latents"}
+"""What a step's work is counted in."""
+_SAID = {False: "logits differ", True: "what it says of noise differs"}
 _SENTENCE = 1000
 """Longest obligation, in characters: it names whose it is."""
 _PLAIN = re.compile(r"(?!.*(?:www\.|://))[\w ,.;:()'’-]*")
@@ -65,7 +72,7 @@ def _what(facts: Facts) -> list[str]:
         "## What it is",
         "",
         f"- stack `{facts.stack}`",
-        f"- base `{base.identity}` (a digest of tensors, architecture, tokenizer, template): "
+        f"- base `{base.identity}` (a digest of {_IDENTITY[facts.draws]}): "
         f"{code(base.family)}, {base.parameters:,} parameters, {code(base.dtype)}{packed}; "
         f"{source}",
     ]
@@ -91,7 +98,8 @@ def _what(facts: Facts) -> list[str]:
 def _lineage(facts: Facts) -> list[str]:
     lines = ["## Lineage", ""]
     for number, layer in enumerate(facts.layers, start=1):
-        lines.append(f"{number}. {code(layer.config.name)}: {'; '.join(_story(layer))}.")
+        story = "; ".join(_story(layer, draws=facts.draws))
+        lines.append(f"{number}. {code(layer.config.name)}: {story}.")
     for move in facts.namings:
         gate = "the gate passed" if move.verdict.get("passed") else "the gate did not pass"
         why = f", overridden: {code(move.override)}" if move.override else ""
@@ -101,16 +109,19 @@ def _lineage(facts: Facts) -> list[str]:
     return lines if len(lines) > 2 else [*lines, "No layer, hence no lineage."]
 
 
-def _story(layer: CardLayer) -> list[str]:
+def _story(layer: CardLayer, *, draws: bool) -> list[str]:
     """How a layer came to be, a clause each; Markdown."""
     config, data, recipe = layer.config, layer.config.data, layer.config.recipe
     said = [f"{config.origin} over {_count(len(config.parents), 'layer')}"]
     if data is not None:
         names = ", ".join(code(file.name) for file in data.files)
-        said.append(
-            f"from {_count(data.rows, 'row')} ({data.tokens:,} tokens, {data.supervised_tokens:,} "
-            f"of them supervised) of {names}"
+        counted = f"{data.tokens:,} tokens, {data.supervised_tokens:,} of them supervised"
+        rows = (
+            _count(data.rows, "captioned image")
+            if draws
+            else f"{_count(data.rows, 'row')} ({counted})"
         )
+        said.append(f"from {rows} of {names}")
     elif not config.sources:
         said.append("data not on record")
     if config.imported is not None:
@@ -118,7 +129,7 @@ def _story(layer: CardLayer) -> list[str]:
     if recipe is not None:
         said.append(
             f"rank {recipe.rank}, learning rate {recipe.lr:g}, {recipe.steps or '?'} steps of "
-            f"{recipe.batch_tokens} tokens, seed {recipe.seed}"
+            f"{recipe.batch_tokens} {_PLACES[draws]}, seed {recipe.seed}"
         )
     if layer.credits:
         said.append("in it is the work of " + ", ".join(map(_credited, layer.credits)))
@@ -134,7 +145,7 @@ def _story(layer: CardLayer) -> list[str]:
         found = layer.certificate
         said.append(
             f"{code(found.method)} to rank {found.rank} from {found.rank_before}: "
-            f"{found.discarded:.1e} of the update left out, logits differ by at most "
+            f"{found.discarded:.1e} of the update left out, {_SAID[draws]} by at most "
             f"{found.logits_difference:.1e}"
         )
     return said
@@ -213,7 +224,8 @@ def _cost(facts: Facts) -> list[str]:
         ]
         for layer, cost in known
     ]
-    head = ["layer", "seconds", "tokens", "tokens/s", "peak memory", "size", "hardware"]
+    places = _PLACES[facts.draws]
+    head = ["layer", "seconds", places, f"{places}/s", "peak memory", "size", "hardware"]
     lines += table(head, rows)
     missing = len(facts.layers) - len(known)
     total = sum(cost.seconds for _, cost in known)

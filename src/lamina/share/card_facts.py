@@ -10,6 +10,7 @@ from lamina.exams.report import Matrix
 
 Form = Literal[
     "hub",
+    "hub-images",
     "peft",
     "hf",
     "gguf",
@@ -21,7 +22,8 @@ Form = Literal[
     "diffusers-base",
     "kohya",
 ]
-"""What the files beside a card are: an export's target, or a repository that `lamina push` made."""
+"""What the files beside a card are: an export's target, or a repository that `lamina push` made (of
+a stack that talks, or of one that draws)."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ class Facts:
     """What vLLM is to be told of the adapter beside the card; None: it takes no such adapter."""
     where: str | None = None
     """`org/name` of the repository that the card is written for."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether the stack makes images."""
+        return self.base.config.draws
 
 
 def hub_name(source: str) -> str | None:

@@ -16,6 +16,7 @@ from lamina.share.card_text import one_line
 
 _LIBRARY: dict[Form, str] = {
     "hub": "peft",
+    "hub-images": "diffusers",
     "peft": "peft",
     "vllm": "peft",
     "hf": "transformers",
@@ -63,12 +64,16 @@ def metadata(facts: Facts, form: Form) -> dict[str, Any]:
     return {
         **on_hub,
         "library_name": _LIBRARY[form],
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": _task(facts),
         "tags": ["lamina", *([] if form in _MERGED else ["lora"])],
         **_licence(facts),
         **({"datasets": datasets} if datasets else {}),
         **({"model-index": index} if index else {}),
     }
+
+
+def _task(facts: Facts) -> str:
+    return "text-to-image" if facts.draws else "text-generation"
 
 
 def _licence(facts: Facts) -> dict[str, str]:
@@ -103,7 +108,7 @@ def _results(facts: Facts) -> Iterator[dict[str, Any]]:
             continue
         low, high = found["ci"]
         yield {
-            "task": {"type": "text-generation"},
+            "task": {"type": _task(facts)},
             "dataset": {
                 "type": "lamina-exam",
                 "name": one_line(found["exam"]),

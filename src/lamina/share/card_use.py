@@ -8,6 +8,7 @@ from lamina.share.card_text import one_line, shell
 
 WHAT: dict[Form, str] = {
     "hub": "one PEFT adapter of all its layers, with the layers themselves under `lamina/`",
+    "hub-images": "one LoRA file of all its layers, with the layers themselves under `lamina/`",
     "peft": "one PEFT adapter of all its layers",
     "hf": "a plain model with the layers merged in",
     "gguf": "a GGUF model with the layers merged in",
@@ -28,10 +29,11 @@ BASE = "BASE_FOLDER"
 def section(facts: Facts, form: Form) -> list[str]:
     """The lines of the card's section."""
     lines = ["## How to use it", ""]
-    if hub_name(facts.base.source) is None and form not in ("diffusers", "kohya", "diffusers-base"):
+    if hub_name(facts.base.source) is None and form != "diffusers-base":
         lines += [
             f"The base is none of the Hub's: `{BASE}` is the folder that `lamina export BASE "
-            f"{BASE} --to hf` writes. Check its identity; a model of the same name may be another.",
+            f"{BASE} --to {'diffusers-base' if facts.draws else 'hf'}` writes. Check its identity; "
+            "a model of the same name may be another.",
             "",
         ]
     here = one_line(facts.where or HERE)
@@ -52,7 +54,7 @@ def section(facts: Facts, form: Form) -> list[str]:
         case "mlx":
             over = f"--model {BASE} --adapter-path {shell(here)}"
             lines += _sh(f"mlx_lm.generate {over} --prompt 'Hello'")
-        case "diffusers" | "kohya" | "diffusers-base":
+        case "hub-images" | "diffusers" | "kohya" | "diffusers-base":
             lines += _diffusers(facts, form, here)
     return [*lines, *_lamina(facts, form, here)]
 
@@ -77,7 +79,8 @@ def _python(facts: Facts, here: str) -> list[str]:
 def _diffusers(facts: Facts, form: Form, here: str) -> list[str]:
     """diffusers over the base's pipeline."""
     base = here if form == "diffusers-base" else hub_name(facts.base.source) or BASE
-    file = {"diffusers": "pytorch_lora_weights.safetensors", "kohya": "lora.safetensors"}.get(form)
+    ours = "pytorch_lora_weights.safetensors"
+    file = {"hub-images": ours, "diffusers": ours, "kohya": "lora.safetensors"}.get(form)
     lines = [
         "With diffusers:",
         "",
@@ -132,12 +135,15 @@ def _llama_cpp() -> list[str]:
 
 
 def _lamina(facts: Facts, form: Form, here: str) -> list[str]:
-    if form == "hub":
+    if form in ("hub", "hub-images"):
         return [
             f"With lamina, which restores `{facts.stack}` itself: layers apart, with exams and "
             "evidence.",
             "",
-            *_sh(f"lamina pull hf:{shell(here)} --as NAME", "lamina chat NAME"),
+            *_sh(
+                f"lamina pull hf:{shell(here)} --as NAME",
+                "lamina draw NAME 'a red fox'" if facts.draws else "lamina chat NAME",
+            ),
         ][:-1]
     return [f"With lamina: the stack that this was made from is `{facts.stack}`."]
 

@@ -3,7 +3,7 @@
 ```
 README.md                     the model card
 adapter_config.json           the whole stack as one PEFT adapter, for everybody else's tools
-adapter_model.safetensors
+adapter_model.safetensors     (of a stack that draws: pytorch_lora_weights.safetensors alone)
 lamina.json                   how that adapter was compared with the stack
 lamina/oci-layout             the stack itself: an OCI image layout, as a store is one (ADR 20)
 lamina/index.json             the stack first, named `latest`; then its evidence

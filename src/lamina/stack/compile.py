@@ -77,6 +77,7 @@ def gpu_at_hand() -> str | None:
     return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
 
 
+@heap.told_where_short()
 def compile_stack(
     store: Store,
     stack: ResolvedStack,
@@ -92,11 +93,12 @@ def compile_stack(
     decoder's weights stay in the store and are read as they are used; None: where they do not fit
     into the memory at hand. With `shard` they are shared out over the workers that
     torch.distributed has joined, all of which compile the same.
-    Raises LayerError listing every fault of every layer, CorruptBlobError, BaseError.
+    Raises LayerError listing every fault of every layer, CorruptBlobError, BaseError, also where
+    memory runs out.
     """
     heap.give_back()  # what an earlier stack left: reading takes memory elsewhere
     directory = base_directory(store, stack.base)
-    draws = stack.base_config.modality == "image"
+    draws = stack.draws
     if draws and (stream or shard):
         raise UsageError("the weights of image bases are loaded whole", hint="leave out --stream")
     stream = False if draws else stream
@@ -135,6 +137,12 @@ def compile_stack(
         chat=chat,
         pad_id=pad_id,
     )
+
+
+def base_linears(store: Store, stack: ResolvedStack, dtype: torch.dtype) -> dict[str, nn.Linear]:
+    """Every linear of a stack's base that layers can be on, without them. Raises BaseError."""
+    directory = base_directory(store, stack.base)
+    return _loaded(directory, dtype, draws=stack.draws, stream=False, shards_on=None)[1]
 
 
 def _loaded(
@@ -179,7 +187,7 @@ def unpacked(compiled: Compiled) -> Compiled:
 def base_format(store: Store, stack: ResolvedStack) -> ChatFormat:
     """The base's tokenizer and template alone, without weights. Raises UsageError for one that
     draws."""
-    if stack.base_config.modality == "image":
+    if stack.draws:
         raise _draws(stack)
     return ChatFormat(load_tokenizer(base_directory(store, stack.base)))
 

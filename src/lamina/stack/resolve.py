@@ -50,6 +50,11 @@ class ResolvedStack:
         """The stack's own digest."""
         return self.descriptor.digest
 
+    @property
+    def draws(self) -> bool:
+        """Whether it makes images; else it talks."""
+        return self.base_config.draws
+
 
 def resolve(store: Store, text: str, *, force: bool = False) -> ResolvedStack:
     """The stack that `text` means. `force` lets a layer stand on parents it was not trained on.

@@ -207,8 +207,8 @@ class DiffusionLesson:
         for pool in job.rehearsal:
             self._taught += [pool.taught] * len(pool.rows)
         self._crew: Crew = Alone()
-        self._guard: Guard | None = None
         self._joining: Joining | None = None
+        self.guard: Guard | None = None
         self.kernels, self.why = "none", "the denoiser's own forward"
 
     def begin(self, attachment: Attachment, crew: Crew) -> None:
@@ -221,7 +221,7 @@ class DiffusionLesson:
             )
             for each in spans.values():
                 crew.follow(each)
-            self._guard = Guard(attachment, spans, fresh=job.start is None)
+            self.guard = Guard(attachment, spans, fresh=job.start is None)
             self._before = attachment.flat.data.clone()
         self._joining = Joining(cast(Pipeline, job.model).denoiser)
 
@@ -289,16 +289,6 @@ class DiffusionLesson:
             yield
         finally:
             self._flat.data.copy_(now)
-
-    def before_step(self) -> None:
-        """See `Guard`."""
-        if self._guard is not None:
-            self._guard.before_step()
-
-    def after_step(self) -> None:
-        """See `Guard`."""
-        if self._guard is not None:
-            self._guard.after_step()
 
     def held_out_loss(self) -> float:
         """Mean squared error at fixed noises and times, of which a crew's workers take some."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from lamina.lowrank.attach import Attachment
 from lamina.train.crew import Crew
 from lamina.train.events import EventLog
+from lamina.train.protect import Guard
 
 
 class Row(Protocol):
@@ -39,6 +40,8 @@ class Lesson(Protocol):
     """As in `Outcome`."""
     why: str
     """Why it is not the fastest, '' where it is."""
+    guard: Guard | None
+    """Once begun: what keeps the update off old rows; None where nothing does."""
 
     def begin(self, attachment: Attachment, crew: Crew) -> None:
         """What is trained is on the model now, as it starts."""
@@ -51,12 +54,6 @@ class Lesson(Protocol):
         """The mean loss of rows (places in what is learned and rehearsed), whose gradient is added
         to the factors', and the largest loss in each (see `worst_of_rows`): in a crew, this
         worker's part of them."""
-
-    def before_step(self) -> None:
-        """The gradient is whole; the optimiser has not moved yet."""
-
-    def after_step(self) -> None:
-        """The optimiser has moved."""
 
     def held_out_loss(self) -> float:
         """Mean loss of the held-out rows."""

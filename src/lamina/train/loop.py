@@ -250,14 +250,17 @@ class _Run:
         loss, worst_B = add_step(self.crew, self.flat.grad, loss, worst_B)
         if self.plan.selects:
             self.plan.visited(chosen, worst_B)
-        self.lesson.before_step()
+        guard = self.lesson.guard
+        if guard is not None:
+            guard.before_step()
         norm = torch.nn.utils.clip_grad_norm_([self.flat], self.recipe.clip)
         finite = bool(torch.isfinite(loss)) and bool(torch.isfinite(norm))
         if finite:
             self.optimiser.step(rate)
             if self.start is not None:
                 self.flat.data.lerp_(self.start, min(1.0, rate * self.recipe.drift))
-            self.lesson.after_step()
+            if guard is not None:
+                guard.after_step()
         tokens = sum(map(len, rows))
         learned = sum(row.supervised for row in rows)
         self.meter.poll()

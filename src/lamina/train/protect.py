@@ -42,7 +42,7 @@ class Guard:
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Take the protected directions out of every gradient of A, in place."""
+        """The gradient is whole: take the protected directions out of every A's, in place."""
         for name, q_IK in self._spans.items():
             gradient = self._modules[name].a.grad
             assert gradient is not None
@@ -50,7 +50,8 @@ class Guard:
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Take them out of what the steps so far have added: Adam's scaling brings them back."""
+        """The optimiser has moved: take them out of what the steps so far have added, as Adam's
+        scaling brings them back."""
         for name, q_IK in self._spans.items():
             a_RI, start_RI = self._modules[name].a.data, self._starts[name]
             a_RI.sub_(((a_RI - start_RI) @ q_IK) @ q_IK.T)

@@ -37,7 +37,7 @@ class TextLesson:
             **said_of_old_rows(job, groups, "parents"),
         }
         self._crew: Crew = Alone()
-        self._guard: Guard | None = None
+        self.guard: Guard | None = None
         self.kernels, self.why = "none", ""
 
     def begin(self, attachment: Attachment, crew: Crew) -> None:
@@ -47,7 +47,7 @@ class TextLesson:
         self._prefixes = prefixes_of(self._job, attachment)
         self._model, self.kernels, self.why = way_through(self._job, attachment, self._prefixes)
         self._graphs = graphs_of(self._model)
-        self._guard = self._guarded(attachment)
+        self.guard = self._guarded(attachment)
         self._batches = eval_batches(self._job)
 
     def _guarded(self, attachment: Attachment) -> Guard | None:
@@ -86,16 +86,6 @@ class TextLesson:
             graphs=self._graphs,
             crew=self._crew,
         )
-
-    def before_step(self) -> None:
-        """See `Guard`."""
-        if self._guard is not None:
-            self._guard.before_step()
-
-    def after_step(self) -> None:
-        """See `Guard`."""
-        if self._guard is not None:
-            self._guard.after_step()
 
     def held_out_loss(self) -> float:
         """Nats per supervised token."""

@@ -85,7 +85,7 @@ class Studio:
         from lamina.bases.draw import Style  # torch
         from lamina.flows.draw import Painter
 
-        if stack.base_config.modality != "image":
+        if not stack.draws:
             raise UsageError(
                 f"{asked.model} talks, it does not draw", hint="ask it at /v1/chat/completions"
             )

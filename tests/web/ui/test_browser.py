@@ -7,8 +7,12 @@ import time
 import pytest
 
 from lamina.flows import votes
+from lamina.flows.hosting import Host
 from lamina.store.layout import Store
+from lamina.web.app import create_app
+from lamina.web.settings import Settings
 from tests.books import Books, exam
+from tests.pictures import drawn_store
 from tests.web.ui.many import many
 from tests.web.ui.served import answer, app, served
 from tests.web.ui.watched import CONTRAST, SEARCHED, SHAPE, chromium, go, opened
@@ -409,3 +413,107 @@ def test_a_thousand_stacks_can_be_searched(browser, crowd):
             assert time.monotonic() - began < 10, where
             shown = page.locator(".lineage-list li, tbody tr, .column").count()
             assert 0 < shown <= most, where
+
+
+# -- drawing ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory):
+    """The server itself over stacks that draw, as `lamina serve` makes it."""
+    store = drawn_store(tmp_path_factory.mktemp("studio") / "store")
+    host = Host(store, lambda *_: pytest.fail("no engine is needed to draw"))
+    with served(create_app(host, Settings(keys_file=None, log=lambda record: None))) as address:
+        yield address
+
+
+def drawn(page):
+    """(what the caption says, width of the image as it came) of every image on the page."""
+    page.locator(".drawn figure").first.wait_for()
+    assert page.locator(".drawn").get_attribute("aria-busy") is None
+    sizes = page.locator(".drawn img").evaluate_all("all => all.map((i) => i.naturalWidth)")
+    return list(zip(page.locator(".drawn figcaption").all_inner_texts(), sizes, strict=True))
+
+
+def test_a_prompt_becomes_images_with_their_seeds(browser, studio):
+    with opened(browser, studio) as page:
+        go(page, studio, "stacks")
+        page.get_by_role("link", name="Draw", exact=True).click()
+        page.get_by_role("heading", name="Draw").wait_for()
+        stack = page.get_by_role("combobox", name="Stack")
+        assert stack.input_value() in ("dusk", "night", "canvas")
+        stack.fill("night")
+        page.get_by_label("What to draw").fill("a red circle")
+        page.get_by_label("Images").fill("3")
+        page.get_by_label("Steps").fill("2")
+        page.get_by_label("Seed").fill("7")
+        with page.expect_request("**/v1/images/generations") as asked:
+            page.get_by_role("button", name="Draw").click()
+        body = {"model": "night", "prompt": "a red circle", "n": 3, "steps": 2, "seed": 7}
+        assert asked.value.post_data_json == body
+        first = drawn(page)
+        assert first[0] == ("seed 7", 16)
+        assert len({text for text, _ in first}) == 3
+        assert page.locator(".drawn img").first.get_attribute("alt") == "a red circle, by night"
+        source = page.locator(".drawn img").first.get_attribute("src")
+        page.get_by_label("Images").fill("1")
+        page.get_by_role("button", name="Draw").click()
+        page.locator(".drawn figure").nth(1).wait_for(state="detached")
+        assert drawn(page) == first[:1]  # the same seed, the same image
+        assert page.locator(".drawn img").get_attribute("src") == source
+
+
+def test_what_draws_is_not_offered_for_a_talk(browser, studio):
+    with opened(browser, studio) as page:
+        go(page, studio, "compare")
+        assert page.locator(".empty code").inner_text() == "lamina quickstart"
+
+
+def test_what_the_server_says_against_drawing_is_shown(browser, studio):
+    with opened(browser, studio, allowed=("400", "404")) as page:
+        go(page, studio, "draw/night")
+        assert page.get_by_role("combobox", name="Stack").input_value() == "night"
+        page.get_by_label("What to draw").fill("a" * 5000)
+        page.get_by_role("button", name="Draw").click()
+        assert "prompt" in page.get_by_role("alert").inner_text()
+        page.get_by_role("combobox", name="Stack").fill("nobody")
+        page.get_by_label("What to draw").fill("a red circle")
+        page.get_by_role("button", name="Draw").click()
+        page.get_by_text("nothing is called 'nobody'").wait_for()
+        assert page.get_by_role("button", name="Draw").is_enabled()
+
+
+def test_a_server_that_is_gone_is_said(browser, studio):
+    with opened(browser, studio, allowed=("ERR_FAILED",)) as page:
+        go(page, studio, "draw")
+        page.get_by_label("What to draw").fill("a red circle")
+        page.route("**/v1/images/generations", lambda route: route.abort())
+        page.get_by_role("button", name="Draw").click()
+        assert "does not answer" in page.get_by_role("alert").inner_text()
+
+
+def test_where_nothing_draws_the_page_says_how_to_get_it(browser, still, tmp_path):
+    with served(app(Store.open(tmp_path / "store"))) as empty:
+        for address in (empty, still):  # a store without stacks, and one whose stacks talk
+            with opened(browser, address) as page:
+                go(page, address, "draw")
+                shown = page.locator(".empty code").inner_text()
+                assert shown.startswith("lamina base build tiny-diffusion")
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_the_page_of_images_can_be_used_by_everybody(browser, studio, theme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    for width, height in SIZES:
+        size = {"width": width, "height": height}
+        with opened(browser, studio, theme=theme, reduced_motion="reduce", **size) as page:
+            go(page, studio, "draw/night")
+            page.get_by_label("What to draw").fill("a red circle")
+            page.get_by_label("Steps").fill("1")
+            page.keyboard.press("Enter")
+            drawn(page)
+            found = page.evaluate(SHAPE)
+            assert found == {"headings": 1, "twice": [], "wide": 0, "pictures": 0, "rows": 0}
+            faults = axe.run(page).response["violations"]
+            assert [(f["id"], [n["html"][:150] for n in f["nodes"][:5]]) for f in faults] == []
+            assert page.evaluate(CONTRAST)[0][0] >= 4.5

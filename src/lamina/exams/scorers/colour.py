@@ -36,5 +36,12 @@ def _distance(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 COLOUR = Scorer(
-    "colour", ACCURACY, higher_is_better=True, generates=False, fault=fault, score=score
+    "colour",
+    ACCURACY,
+    higher_is_better=True,
+    generates=False,
+    fault=fault,
+    score=score,
+    of_images=True,
+    tells=lambda items: len(items) > 1,
 )

@@ -36,5 +36,11 @@ def fault(item: ExamItem) -> str | None:
 
 
 DENOISE = Scorer(
-    "denoise", "denoising loss", higher_is_better=False, generates=False, fault=fault, score=score
+    "denoise",
+    "denoising loss",
+    higher_is_better=False,
+    generates=False,
+    fault=fault,
+    score=score,
+    of_images=True,
 )

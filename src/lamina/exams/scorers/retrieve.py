@@ -39,5 +39,12 @@ def score(
 
 
 RETRIEVE = Scorer(
-    "retrieve", ACCURACY, higher_is_better=True, generates=False, fault=fault, score=score
+    "retrieve",
+    ACCURACY,
+    higher_is_better=True,
+    generates=False,
+    fault=fault,
+    score=score,
+    of_images=True,
+    tells=lambda items: len({item.example.text for item in items if item.example}) > 1,
 )

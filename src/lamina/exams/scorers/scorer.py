@@ -39,10 +39,16 @@ class Scorer:
     fault: Callable[[ExamItem], str | None]
     """Why it cannot use a question, None where it can."""
     score: ScoreFunction
+    of_images: bool = False
+    """Stacks that draw are asked, not those that talk."""
+    tells: Callable[[Sequence[ExamItem]], bool] = bool
+    """Whether questions that it can use, taken together, have a result."""
 
     def usable(self, items: Sequence[ExamItem]) -> tuple[ExamItem, ...]:
-        """The questions that it can use, in order: what an exam should be made of."""
-        return tuple(item for item in items if self.fault(item) is None)
+        """The questions that it can use, in order: what an exam should be made of. None where they
+        would have no result."""
+        found = tuple(item for item in items if self.fault(item) is None)
+        return found if self.tells(found) else ()
 
     def examine(
         self,

@@ -13,7 +13,6 @@ from lamina.flows import learn, rehearsal
 from lamina.flows.descent import cost_of
 from lamina.flows.ladder.rung import Move, Moved
 from lamina.flows.ladder.training import opened, run_of, tokens_of
-from lamina.flows.modality import draws
 from lamina.flows.synthesis import write_rows
 from lamina.stack.compile import compile_stack
 
@@ -41,7 +40,7 @@ BATCH_TOKENS = 256
 
 def distil(move: Move) -> Moved | str:
     """Costs the writing of some rows and a short training."""
-    if draws(move.old):
+    if move.old.draws:
         return "image stacks write no captions"
     rows = rehearsal.of_layers(move.store, [move.layer])
     if not rows:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lamina.flows import rehearsal
 from lamina.flows.ladder.copy import put_over
 from lamina.flows.ladder.rung import Move, Moved
-from lamina.flows.modality import draws
 from lamina.lowrank.align import InputMoments, aligned
 from lamina.lowrank.attach import fold_into
 from lamina.lowrank.inputs import inputs_of
@@ -33,7 +32,7 @@ def project(move: Move) -> Moved | str:
     """Costs forward passes over the rehearsal set's rows on both stacks."""
     if not move.same_shapes or not move.same_tokens:
         return "the bases differ in shape or tokenizer"
-    if draws(move.old):
+    if move.old.draws:
         return "of image stacks no inputs are measured"
     rows = rehearsal.of_layers(move.store, [move.layer])
     if not rows:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from lamina.bases.shell import linear_shapes
+from lamina.bases import pipeline_files, shell
 from lamina.core.digest import digest_json
 from lamina.core.errors import TrainInterrupted
 from lamina.core.manifests import Descriptor, StackedLayer
@@ -46,8 +46,9 @@ class Move:
         """Whether both bases have the layer's linears alike, so that factors fit as they are."""
         if self.old.config.base == self.onto.config.base:
             return True
+        shapes_of = pipeline_files.linear_shapes if self.old.draws else shell.linear_shapes
         ours, theirs = (
-            linear_shapes(base_directory(self.store, stack.base)) for stack in (self.old, self.onto)
+            shapes_of(base_directory(self.store, stack.base)) for stack in (self.old, self.onto)
         )
         modules = self.layer.config.modules
         return all(name in theirs and ours.get(name) == theirs[name] for name in modules)

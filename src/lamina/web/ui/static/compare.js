@@ -9,8 +9,11 @@ const SIDES = ["left", "right"];
 const LETTER = { left: "A", right: "B" };
 
 export async function compare([wanted], view) {
-  const [{ stacks, bases }, kept] = await Promise.all([get("/ui/api/stacks"), get("/ui/api/votes")]);
+  const [known, kept] = await Promise.all([get("/ui/api/stacks"), get("/ui/api/votes")]);
   const title = "Compare";
+  const draws = new Set(known.bases.filter((each) => each.modality === "image").map((each) => each.name));
+  const bases = known.bases.filter((each) => !draws.has(each.name));
+  const stacks = known.stacks.filter((each) => !draws.has(each.base));
   if (!bases.length) {
     show(view, head(title), empty("Nothing to talk to yet", "Pull a base, or let the quickstart train two layers, and compare their answers here.", "lamina quickstart"));
     return undefined;
