@@ -56,7 +56,7 @@ def test_import_says_what_it_found_and_lost(program, tmp_path):
     assert "taken:v1 is @" in done.out
     assert "m: a whole model" in done.err
     assert "of the difference is lost (Frobenius)" in done.err
-    assert "logits differ from the source's by at most" in done.err
+    assert "outputs differ from the source's by at most" in done.err
     shown = program("show", "taken").done().out
     assert "imported from checkpoint: rank 2" in shown
     found = program(

@@ -1,24 +1,30 @@
-"""transformers and the Hub's client without bars, log lines and warnings, for a block."""
+"""Libraries without bars, log lines and warnings, for a block."""
 
 import contextlib
 import io
+import sys
 import warnings
 from collections.abc import Iterator
-from logging import ERROR
+from logging import ERROR, getLogger
 
 from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging
 
+_BNB = getLogger("bitsandbytes")
+
 
 @contextlib.contextmanager
 def quiet(*, swallow_stderr: bool = False) -> Iterator[None]:
-    """Silence both libraries through their own switches, and put every switch back.
+    """Silence transformers, the Hub's client, bitsandbytes and, where it is loaded, diffusers by
+    their own switches, and put every switch back.
 
     `swallow_stderr` also drops what is written to `sys.stderr`: reading GGUF draws a bar that no
     switch reaches. Switches and stderr are the process's, so keep the block short.
     """
     verbosity, hub_verbosity = logging.get_verbosity(), hub_logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
+    of_bnb = _BNB.level
+    found = [logging, sys.modules.get("diffusers.utils.logging")]
+    bars = [each for each in found if each is not None and each.is_progress_bar_enabled()]
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -26,11 +32,14 @@ def quiet(*, swallow_stderr: bool = False) -> Iterator[None]:
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         logging.set_verbosity_error()
         hub_logging.set_verbosity(ERROR)
-        logging.disable_progress_bar()
+        _BNB.setLevel(ERROR)
+        for each in bars:
+            each.disable_progress_bar()
         try:
             yield
         finally:
             logging.set_verbosity(verbosity)
             hub_logging.set_verbosity(hub_verbosity)
-            if bars:
-                logging.enable_progress_bar()
+            _BNB.setLevel(of_bnb)
+            for each in bars:
+                each.enable_progress_bar()

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from lamina.bases.quiet import quiet
 from lamina.core.errors import LayerError, MissingPartError
 from lamina.core.files import atomic_write
 from lamina.lowrank.maths import LayerFactors, compose
@@ -52,19 +53,24 @@ def loaded(pipeline_folder: Path, file: Path | None) -> Any:
     Raises MissingPartError without diffusers or peft.
     """
     try:
-        import diffusers
-        import peft  # noqa: F401 - diffusers cannot load a LoRA without it
+        with quiet():
+            import diffusers
+            import peft  # noqa: F401 - diffusers cannot load a LoRA without it
     except ImportError as error:
         raise MissingPartError(
             "the file is checked with diffusers and peft",
             hint="pip install 'lamina[images,peft]'",
         ) from error
-    made: Any = diffusers.DiffusionPipeline.from_pretrained(
-        pipeline_folder, torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
-    )
-    made.set_progress_bar_config(disable=True)
-    if file is not None:
-        made.load_lora_weights(str(file.parent), weight_name=file.name)
+    with quiet():  # from here on diffusers is loaded, and heard by it
+        made: Any = diffusers.DiffusionPipeline.from_pretrained(
+            pipeline_folder,
+            torch_dtype=torch.float32,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+        )
+        made.set_progress_bar_config(disable=True)
+        if file is not None:
+            made.load_lora_weights(str(file.parent), weight_name=file.name)
     return made
 
 

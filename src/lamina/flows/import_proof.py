@@ -86,7 +86,7 @@ def prove(
     parity = compare(expected, found, torch.float32)
     if placed.exact and not parity.ok:
         raise CheckError(
-            "the layer is not what its source computes: logits differ by "
+            "the layer is not what its source computes: outputs differ by "
             f"{parity.max_rel:.2e}, the limit is {parity.limit:.0e}",
             hint="nothing was stored; please report this, with what wrote the file",
         )

@@ -289,7 +289,7 @@ def _proof_lines(proof: Proof, placed: Placed) -> list[str]:
         )
     else:
         lines.append(
-            f"logits differ from the source's by at most {proof.lost:.1e} of the largest, on "
+            f"outputs differ from the source's by at most {proof.lost:.1e} of the largest, on "
             f"{proof.parity.prompts} prompts; the layer itself moves them by {proof.effect:.1e}"
         )
     if proof.effect == 0.0 and proof.parity is not None:

@@ -241,7 +241,7 @@ def certificate_lines(found: Mapping[str, Any]) -> list[str]:
         left_out += f"; trained for {found['passes']} passes over the rehearsal rows"
     lines = [
         f"  {found['method']}: rank {found['rank']}, was {found['rank_before']}; {left_out}",
-        f"  logits differ by at most {found['logits_difference']:.1e} of the largest, on "
+        f"  outputs differ by at most {found['logits_difference']:.1e} of the largest, on "
         f"{found['probes']} prompts",
     ]
     for kept in found["exams"]:

@@ -327,7 +327,7 @@ def _parity(store: Store, plan: _Plan, stack: ResolvedStack, expected: Sequence[
     if plan.method.result != "dense" and not parity.max_rel <= parity.limit:
         store.remove_root(stack.layers[-1].digest)
         raise CheckError(
-            f"{stack.label} is not what {plan.method.name} makes: logits differ by "
+            f"{stack.label} is not what {plan.method.name} makes: outputs differ by "
             f"{parity.max_rel:.2e}, the limit is {parity.limit:.0e}",
             hint="no name was moved; please report this",
         )

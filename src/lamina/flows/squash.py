@@ -309,7 +309,7 @@ def _certificate(
     if exact and not parity.max_rel <= parity.limit:
         store.remove_root(stack.layers[0].digest)
         raise CheckError(
-            f"the squash of {original.label} is not the stack it was made from: logits differ by "
+            f"the squash of {original.label} is not the stack it was made from: outputs differ by "
             f"{parity.max_rel:.2e}, the limit is {parity.limit:.0e}",
             hint="no name was moved; please report this",
         )

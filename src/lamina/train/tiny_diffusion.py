@@ -122,7 +122,8 @@ def build(
 
 def _library() -> Any:
     try:
-        import diffusers
+        with quiet():
+            import diffusers
     except ImportError as error:
         raise MissingPartError(
             "image bases need diffusers", hint="pip install 'lamina[images]'"
