@@ -7,7 +7,8 @@ style, and style with subject. `picture`: a grid, a row a prompt, a column a sta
 `vs_diffusers`: seconds of a step that diffusers' own training script takes (images through the
 autoencoder and captions through the text encoder at each step, LoRA by peft), over ours, in one
 run on the same images, steps by turns. `vs_diffusers_cached`: the same where its latents and states
-are computed before, as its script does not. `depth_8_1`: a step over eight layers beneath, over one
+are computed before, as its script does not. `convolutions`: all of it with the convolutions of the
+denoiser's blocks trained too, as LoCon. `depth_8_1`: a step over eight layers beneath, over one
 above the bare base.
 """
 
@@ -25,8 +26,8 @@ import torch
 from benchmarks.common import Log, emit, home, parser, say
 from benchmarks.depth import add_layer
 from lamina.bases.draw import Style
-from lamina.bases.pipeline import chosen
-from lamina.core.recipe import Recipe
+from lamina.bases.pipeline import CONVOLUTIONS, chosen
+from lamina.core.recipe import ALL_LINEAR, Recipe
 from lamina.data.example import Example
 from lamina.data.read import read
 from lamina.exams.report import interval_text, score_of
@@ -78,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             **_sizes(store, "bench-style"),
             "matrix": _matrix(store, stacks),
             **_beside_diffusers(store, given.base, tiles, 2 if quick else given.timed),
+            "convolutions": _beside_diffusers(
+                store, given.base, tiles, 2 if quick else given.timed, (ALL_LINEAR, CONVOLUTIONS)
+            ),
             **_depth(store, given.base, tiles, 2 if quick else given.timed),
         }
         if given.picture is not None:
@@ -124,9 +128,15 @@ def _build(store: Store, name: str, data: str, minutes: float, quick: bool) -> N
     )
 
 
-def _recipe(steps: int) -> Recipe:
+def _recipe(steps: int, targets: Sequence[str] = (ALL_LINEAR,)) -> Recipe:
     return Recipe(
-        steps=steps, lr=1e-3, held_out=0.15, held_out_max=64, dtype="float32", batch_tokens=2048
+        targets=tuple(targets),
+        steps=steps,
+        lr=1e-3,
+        held_out=0.15,
+        held_out_max=64,
+        dtype="float32",
+        batch_tokens=2048,
     )
 
 
@@ -176,14 +186,17 @@ def _picture(store: Store, names: Sequence[str], out: Path, steps: int) -> None:
 # -- time ------------------------------------------------------------------------------------------
 
 
-def _beside_diffusers(store: Store, base: str, data: str, steps: int) -> dict[str, Any]:
+def _beside_diffusers(
+    store: Store, base: str, data: str, steps: int, targets: Sequence[str] = (ALL_LINEAR,)
+) -> dict[str, Any]:
     """Medians of steps that follow each other by turns."""
     examples = read([data]).examples[: 4 * AT_ONCE]
-    ours = _Ours(compile_stack(store, resolve(store, base), dtype=torch.float32), examples)
-    plain, cached = (
-        _Theirs(compile_stack(store, resolve(store, base), dtype=torch.float32), examples, cached=c)
-        for c in (False, True)
-    )
+
+    def compiled() -> Compiled:
+        return compile_stack(store, resolve(store, base), dtype=torch.float32)
+
+    ours = _Ours(compiled(), examples, targets)
+    plain, cached = (_Theirs(compiled(), examples, targets, cached=c) for c in (False, True))
     sides: dict[str, list[float]] = {"ours": [], "diffusers": [], "cached": []}
     for step in range(steps + 2):
         for name, side in (("ours", ours), ("diffusers", plain), ("cached", cached)):
@@ -202,13 +215,18 @@ def _beside_diffusers(store: Store, base: str, data: str, steps: int) -> dict[st
 class _Ours:
     """The steps of lamina's own loop, one at a time."""
 
-    def __init__(self, compiled: Compiled, examples: Sequence[Example]) -> None:
+    def __init__(
+        self,
+        compiled: Compiled,
+        examples: Sequence[Example],
+        targets: Sequence[str] = (ALL_LINEAR,),
+    ) -> None:
         from lamina.lowrank.attach import Attachment
         from lamina.train.crew import Alone
         from lamina.train.job import fresh_factors
         from lamina.train.optimiser import Optimiser
 
-        recipe, model = _recipe(1), compiled.pipeline
+        recipe, model = _recipe(1, targets), compiled.pipeline
         linears = chosen(compiled.linears, recipe.targets)
         self._count = len(examples)
         job = Job(
@@ -238,10 +256,17 @@ class _Ours:
 class _Theirs:
     """diffusers' train_text_to_image_lora.py, with min-SNR weighting, on the same modules."""
 
-    def __init__(self, compiled: Compiled, examples: Sequence[Example], *, cached: bool) -> None:
+    def __init__(
+        self,
+        compiled: Compiled,
+        examples: Sequence[Example],
+        targets: Sequence[str],
+        *,
+        cached: bool,
+    ) -> None:
         from peft import LoraConfig
 
-        recipe, self._model = _recipe(1), compiled.pipeline
+        recipe, self._model = _recipe(1, targets), compiled.pipeline
         names = chosen(compiled.linears, recipe.targets)
         self._model.denoiser.add_adapter(
             LoraConfig(

@@ -68,7 +68,7 @@ def job_of(
     """
     recipe, model = spec.recipe, compiled.pipeline
     check_recipe(recipe)
-    linears = pipeline.chosen(compiled.linears, recipe.targets)
+    linears = pipeline.chosen(compiled.linears, recipe.targets, pipeline.refused(model))
     read = not any(name.startswith("text_encoder.") for name in linears)
 
     def encoded(examples: Sequence[Example], what: str) -> list[Pictured]:
