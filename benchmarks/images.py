@@ -9,7 +9,8 @@ style, and style with subject. `picture`: a grid, a row a prompt, a column a sta
 autoencoder and captions through the text encoder at each step, LoRA by peft), over ours, in one
 run on the same images, steps by turns, all in float32. `vs_diffusers_cached`: the same where its
 latents and states are computed before, as its script does not. `…_bf16`: the same in bfloat16,
-which is our default, and its `--mixed_precision bf16`. `depth_8_1`: a step over eight layers
+which is our default, and its `--mixed_precision bf16`. `convolutions`: all of it with the
+convolutions of the denoiser's blocks trained too, as LoCon. `depth_8_1`: a step over eight layers
 beneath, over one above the bare base.
 """
 
@@ -27,8 +28,8 @@ import torch
 from benchmarks.common import Log, emit, home, parser, say
 from benchmarks.depth import add_layer
 from lamina.bases.draw import Style
-from lamina.bases.pipeline import chosen
-from lamina.core.recipe import Recipe
+from lamina.bases.pipeline import CONVOLUTIONS, chosen
+from lamina.core.recipe import ALL_LINEAR, Recipe
 from lamina.data.example import Example
 from lamina.data.read import read
 from lamina.exams.report import interval_text, score_of
@@ -84,6 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             **_sizes(store, "bench-style"),
             "matrix": _matrix(store, stacks),
             **_beside_diffusers(store, given.base, tiles, 2 if quick else given.timed),
+            "convolutions": _beside_diffusers(
+                store, given.base, tiles, 2 if quick else given.timed, (ALL_LINEAR, CONVOLUTIONS)
+            ),
             **_depth(store, given.base, tiles, 2 if quick else given.timed),
         }
         if given.picture is not None:
@@ -130,8 +134,9 @@ def _build(store: Store, name: str, data: str, minutes: float, quick: bool) -> N
     )
 
 
-def _recipe(steps: int) -> Recipe:
+def _recipe(steps: int, targets: Sequence[str] = (ALL_LINEAR,)) -> Recipe:
     return Recipe(
+        targets=tuple(targets),
         steps=steps,
         lr=1e-3,
         held_out=0.15,
@@ -187,7 +192,9 @@ def _picture(store: Store, names: Sequence[str], out: Path, steps: int) -> None:
 # -- time ------------------------------------------------------------------------------------------
 
 
-def _beside_diffusers(store: Store, base: str, data: str, steps: int) -> dict[str, Any]:
+def _beside_diffusers(
+    store: Store, base: str, data: str, steps: int, targets: Sequence[str] = (ALL_LINEAR,)
+) -> dict[str, Any]:
     """Medians of steps that follow each other by turns."""
     examples = read([data]).examples[: 4 * AT_ONCE]
 
@@ -196,9 +203,9 @@ def _beside_diffusers(store: Store, base: str, data: str, steps: int) -> dict[st
 
     sides: dict[str, _Ours | _Theirs] = {}
     for tail, dtype in (("", torch.float32), ("_bf16", torch.bfloat16)):
-        sides["ours" + tail] = _Ours(compiled(dtype), examples)
-        sides["diffusers" + tail] = _Theirs(compiled(dtype), examples, cached=False)
-        sides["cached" + tail] = _Theirs(compiled(dtype), examples, cached=True)
+        sides["ours" + tail] = _Ours(compiled(dtype), examples, targets)
+        sides["diffusers" + tail] = _Theirs(compiled(dtype), examples, targets, cached=False)
+        sides["cached" + tail] = _Theirs(compiled(dtype), examples, targets, cached=True)
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for step in range(steps + 2):
         for name, side in sides.items():
@@ -222,13 +229,18 @@ def _beside_diffusers(store: Store, base: str, data: str, steps: int) -> dict[st
 class _Ours:
     """The steps of lamina's own loop, one at a time."""
 
-    def __init__(self, compiled: Compiled, examples: Sequence[Example]) -> None:
+    def __init__(
+        self,
+        compiled: Compiled,
+        examples: Sequence[Example],
+        targets: Sequence[str] = (ALL_LINEAR,),
+    ) -> None:
         from lamina.lowrank.attach import Attachment
         from lamina.train.crew import Alone
         from lamina.train.job import fresh_factors
         from lamina.train.optimiser import Optimiser
 
-        recipe, model = _recipe(1), compiled.pipeline
+        recipe, model = _recipe(1, targets), compiled.pipeline
         linears = chosen(compiled.linears, recipe.targets)
         self._count = len(examples)
         job = Job(
@@ -258,10 +270,17 @@ class _Ours:
 class _Theirs:
     """diffusers' train_text_to_image_lora.py, with min-SNR weighting, on the same modules."""
 
-    def __init__(self, compiled: Compiled, examples: Sequence[Example], *, cached: bool) -> None:
+    def __init__(
+        self,
+        compiled: Compiled,
+        examples: Sequence[Example],
+        targets: Sequence[str],
+        *,
+        cached: bool,
+    ) -> None:
         from peft import LoraConfig
 
-        recipe, self._model = _recipe(1), compiled.pipeline
+        recipe, self._model = _recipe(1, targets), compiled.pipeline
         self._mixed = self._model.dtype == torch.bfloat16
         names = chosen(compiled.linears, recipe.targets)
         self._model.denoiser.add_adapter(

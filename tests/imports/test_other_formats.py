@@ -219,7 +219,7 @@ QP = "lora_te_layers_0_self_attn_q_proj"
     [
         ({f"{QP}.hada_w1_a": (4, 2)}, "a Hadamard product (LoHa)"),
         ({f"{QP}.lokr_w1": (4, 4)}, "a Kronecker product (LoKr)"),
-        ({f"{QP}.lora_mid.weight": (4, 4, 3, 3)}, "a convolution (LoCon)"),
+        ({f"{QP}.lora_mid.weight": (4, 4, 3, 3)}, "a convolution in three factors (CP"),
         ({f"{QP}.dora_scale": (32, 1)}, "DoRA"),
         ({f"{QP}.diff": (32, 32)}, "a whole difference"),
         ({f"{QP}.lora_down.weight": (2, 32, 1, 1)}, "4 axes, as of a convolution"),

@@ -4,25 +4,34 @@ The models are diffusers' and transformers' own. Images are (B, 3, S, S) in [-1,
 (B, C, h, w), scaled as the denoiser was trained on them; a caption's states (B, L, D).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from lamina.bases.convolution import PatchLinear, fault
 from lamina.bases.identity import read_json
 from lamina.bases.load import load_tokenizer
 from lamina.bases.pipeline_files import DENOISERS, INDEX, MODELS, NOISE, SEPARATOR, WORDS, nested
 from lamina.bases.quiet import quiet
+from lamina.bases.shell import Files
 from lamina.core import heap
 from lamina.core.errors import BaseError, MissingPartError, UsageError
 from lamina.core.recipe import ALL_LINEAR
 
 _ENCODER_LAYERS = ("layers", "block")
 """What the list of a text encoder's layers is called: CLIP's and T5's."""
+_ATTENTION = ("transformer_blocks", "attentions")
+_TIMES = ("resnets", "time_embedding")
+"""Where else a denoiser has linears: of the noise's level."""
+_BLOCKS = ("resnets", "attentions", "downsamplers", "upsamplers")
+CONVOLUTIONS = "conv"
+"""The target that names the convolutions of a denoiser's blocks."""
 MAX_WORDS = 512
 """Longest caption in tokens, where the tokenizer does not say."""
 
@@ -72,8 +81,9 @@ class Pipeline(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return next(self.denoiser.parameters()).dtype  # type: ignore[no-any-return]
+        """Of the weights. (The denoiser's first parameter may be a layer's, in float32.)"""
+        vae: Any = self.vae
+        return next(vae.parameters()).dtype  # type: ignore[no-any-return]
 
     @property
     def device(self) -> torch.device:
@@ -201,56 +211,125 @@ def _class(library: str, name: str) -> Any:
 
 
 def linears(model: Pipeline) -> dict[str, nn.Linear]:
-    """Every linear of the denoiser's attention blocks and of the text encoder's layers, by name."""
+    """Every linear and convolution that layers can be on, by name: see `named_linears`."""
     found = named_linears(dict(model.named_children()))
-    if not any(name.startswith(f"{model.denoiser_name}.") for name in found):
+    if not any(_attends(name) for name in found):
         raise BaseError("this denoiser has no attention", hint="use a base with cross-attention")
     return found
 
 
 def named_linears(parts: Mapping[str, nn.Module]) -> dict[str, nn.Linear]:
-    """The same of parts by their names."""
+    """Of parts by their names: the linears of the denoiser's attention blocks, of its embedding of
+    time, and of the text encoder's layers; and the denoiser's convolutions, each as the linear of
+    its patches."""
     found: dict[str, nn.Linear] = {}
-    for part, model in parts.items():
-        for name, module in model.named_modules():
-            inside = name.split(".")
-            if part in DENOISERS:
-                taken = "transformer_blocks" in inside or "attentions" in inside
-            else:
-                taken = part == "text_encoder" and any(each in inside for each in _ENCODER_LAYERS)
-            if taken and isinstance(module, nn.Linear):
-                found[f"{part}.{name}"] = module
+    for name, module in _modules(parts):
+        if isinstance(module, nn.Linear) and (
+            _attends(name) or _tells_time(name) or _of_words(name)
+        ):
+            found[name] = module
+        elif _of_denoiser(name) and isinstance(module, nn.Conv2d) and fault(module) is None:
+            found[name] = PatchLinear(module)
     return found
 
 
-def chosen(linears: Mapping[str, nn.Linear], targets: Sequence[str]) -> dict[str, nn.Linear]:
-    """As `families.select`, but 'all-linear' is the denoiser's; the text encoder's are asked for by
-    'text_encoder', a part by its name.
+def refused(model: Pipeline) -> dict[str, str]:
+    """Name -> why the denoiser's convolution of that name takes no layers."""
+    return {
+        name: why
+        for name, module in _modules(dict(model.named_children()))
+        if _of_denoiser(name) and isinstance(module, nn.Conv2d) and (why := fault(module))
+    }
 
-    Raises UsageError listing every target that names nothing.
+
+def _modules(parts: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    for part, model in parts.items():
+        for name, module in model.named_modules():
+            yield f"{part}.{name}", module
+
+
+def _is_inside(name: str, some: Collection[str]) -> bool:
+    return not set(some).isdisjoint(name.split("."))
+
+
+def _of_denoiser(name: str) -> bool:
+    return name.partition(".")[0] in DENOISERS
+
+
+def _attends(name: str) -> bool:
+    return _of_denoiser(name) and _is_inside(name, _ATTENTION)
+
+
+def _tells_time(name: str) -> bool:
+    return _of_denoiser(name) and _is_inside(name, _TIMES)
+
+
+def _of_words(name: str) -> bool:
+    return name.startswith("text_encoder.") and _is_inside(name, _ENCODER_LAYERS)
+
+
+def chosen(
+    linears: Mapping[str, nn.Linear],
+    targets: Sequence[str],
+    without: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, nn.Linear]:
+    """As `families.select`, but 'all-linear' is the denoiser's attention, 'conv' its blocks'
+    convolutions, and the beginning of a name ('text_encoder', 'unet.mid_block') what there is of
+    attention and of the text encoder. Whatever else (the first and the last convolution, the
+    embedding of time) is asked for by its own name or a suffix.
+
+    `without`: see `refused`. Raises UsageError listing every target that names nothing, or one of
+    those.
     """
     found: dict[str, nn.Linear] = {}
-    unknown = []
+    faults = []
     for target in targets:
-        fits = {
-            name: linear
-            for name, linear in linears.items()
-            if (target == ALL_LINEAR and name.partition(".")[0] in DENOISERS)
-            or name == target
-            or name.startswith(f"{target}.")
-            or name.endswith(f".{target}")
-        }
+        fits = {name: each for name, each in linears.items() if _asked(name, each, target)}
         found |= fits
-        if not fits:
-            unknown.append(target)
-    if unknown or not found:
+        never = [f"{name}: {why}" for name, why in without.items() if _ends(name, target)]
+        faults += never if never or fits else [repr(target)]
+    if faults or not found:
         suffixes = sorted({name.rpartition(".")[2] for name in linears if not name[-1].isdigit()})
         raise UsageError(
             "no linear of the base is named by these targets",
-            faults=[repr(target) for target in unknown] or ["no targets given"],
-            hint=f"use {ALL_LINEAR!r}, 'text_encoder', or suffixes such as {', '.join(suffixes)}",
+            faults=faults or ["no targets given"],
+            hint=f"use {ALL_LINEAR!r}, {CONVOLUTIONS!r}, 'text_encoder', or suffixes such as "
+            f"{', '.join(suffixes)}",
         )
     return {name: linear for name, linear in linears.items() if name in found}
+
+
+def _asked(name: str, linear: nn.Linear, target: str) -> bool:
+    if _ends(name, target):
+        return True
+    if isinstance(linear, PatchLinear):
+        return target == CONVOLUTIONS and _is_inside(name, _BLOCKS)
+    if target == ALL_LINEAR:
+        return _attends(name)
+    return name.startswith(f"{target}.") and (_attends(name) or _of_words(name))
+
+
+def _ends(name: str, target: str) -> bool:
+    return name == target or (bool(target) and name.endswith(f".{target}"))
+
+
+def files(directory: Path) -> Files:
+    """The stored tensors of a pulled image base; their names begin with their part's."""
+    parts = {
+        path: f"{path.name.partition(SEPARATOR)[0]}."
+        for path in sorted(directory.glob(f"*{SEPARATOR}*.safetensors"))
+    }
+    return Files(directory, parts)
+
+
+def kernels(directory: Path) -> dict[str, tuple[int, int]]:
+    """(kh, kw) of every convolution of a pulled image base's denoiser, by name; no weight is
+    read."""
+    return {
+        name.removesuffix(".weight"): (entry.shape[2], entry.shape[3])
+        for name, entry in files(directory).entries.items()
+        if _of_denoiser(name) and name.endswith(".weight") and len(entry.shape) == 4
+    }
 
 
 def _shift_and_scale(vae: Any) -> tuple[float, float]:

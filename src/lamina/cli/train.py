@@ -65,7 +65,7 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="LINEAR",
-            help="Linears to train on, such as q_proj; repeat. Default: all.",
+            help="Linears to train on, such as q_proj; repeat. Default: all. Of images: conv, too.",
         ),
     ] = None,
     scaling: Annotated[str | None, typer.Option(metavar="RULE", help="lora or rslora.")] = None,

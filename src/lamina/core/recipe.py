@@ -45,7 +45,8 @@ class Recipe(Value):
     """'lora': alpha / rank (arXiv:2106.09685); 'rslora': alpha / sqrt(rank) (arXiv:2312.03732)."""
     targets: tuple[str, ...] = (ALL_LINEAR,)
     """Which linears: 'all-linear', or suffixes of module names such as 'q_proj'; of images
-    'all-linear' is the denoiser's, and 'text_encoder' adds the text encoder's."""
+    'all-linear' is the denoiser's attention, 'conv' adds its blocks' convolutions, and
+    'text_encoder' the text encoder's linears."""
     lr: Annotated[float, Field(gt=0, le=1)] = 5e-4
     """Peak learning rate of AdamW; about ten times that of full fine-tuning."""
     lr_ratio: Annotated[float, Field(ge=1, le=1000)] = 1.0

@@ -3,10 +3,11 @@
 diffusers: `unet.<module>.lora_A.weight` (R, I), `.lora_B.weight` (O, R), scale 1.
 kohya:     `lora_unet_<name>.lora_down.weight`, `.lora_up.weight`, `.alpha` = R, scale alpha / R;
            <name> is the module's with `_` for `.`; the text encoder's are `lora_te_<name>`.
+Of a convolution A is (R, I, kh, kw), B (O, R, 1, 1).
 Scales are folded into B, so that no reader has to know one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +27,28 @@ _CLIP = "text_encoder.encoder.layers."
 """How transformers 5 names what is `text_encoder.text_model.encoder.layers.` to all others."""
 
 
-def write(layers: Sequence[LayerFactors], directory: Path) -> Path:
+Kernels = Mapping[str, tuple[int, int]]
+"""(kh, kw) of every convolution, by name."""
+
+
+def write(layers: Sequence[LayerFactors], directory: Path, kernels: Kernels) -> Path:
     """diffusers' file. Raises LayerError where there is no layer."""
     tensors: dict[str, Tensor] = {}
-    for name, (a_RI, b_OR) in _joined(layers).items():
-        tensors[f"{name}.lora_A.weight"] = a_RI
-        tensors[f"{name}.lora_B.weight"] = b_OR
+    for name, (a, b) in _joined(layers, kernels).items():
+        tensors[f"{name}.lora_A.weight"] = a
+        tensors[f"{name}.lora_B.weight"] = b
     return _save(tensors, directory / WEIGHTS_FILE)
 
 
-def write_kohya(layers: Sequence[LayerFactors], directory: Path) -> Path:
+def write_kohya(layers: Sequence[LayerFactors], directory: Path, kernels: Kernels) -> Path:
     """kohya's file. Raises LayerError where there is no layer."""
     tensors: dict[str, Tensor] = {}
-    for name, (a_RI, b_OR) in _joined(layers).items():
+    for name, (a, b) in _joined(layers, kernels).items():
         part, _, module = name.partition(".")
         flat = f"{_KOHYA.get(part, f'lora_{part}')}_{module.replace('.', '_')}"
-        tensors[f"{flat}.lora_down.weight"] = a_RI
-        tensors[f"{flat}.lora_up.weight"] = b_OR
-        tensors[f"{flat}.alpha"] = torch.tensor(float(len(a_RI)))
+        tensors[f"{flat}.lora_down.weight"] = a
+        tensors[f"{flat}.lora_up.weight"] = b
+        tensors[f"{flat}.alpha"] = torch.tensor(float(len(a)))
     return _save(tensors, directory / KOHYA_FILE)
 
 
@@ -74,17 +79,17 @@ def loaded(pipeline_folder: Path, file: Path | None) -> Any:
     return made
 
 
-def _joined(layers: Sequence[LayerFactors]) -> dict[str, tuple[Tensor, Tensor]]:
-    """name -> A (R, I), s B (O, R) of all layers together."""
+def _joined(layers: Sequence[LayerFactors], kernels: Kernels) -> dict[str, tuple[Tensor, Tensor]]:
+    """name -> A, s B of all layers together, in the shapes that the files have."""
     if not layers:
         raise LayerError("a bare base has no layer to export", hint="give a stack with layers")
-    return {
-        _as_of_old(name): (
-            part.a_RI.float().contiguous(),
-            (part.b_OR.float() * part.scale).contiguous(),
-        )
-        for name, part in sorted(compose(layers).items())
-    }
+    found = {}
+    for name, part in sorted(compose(layers).items()):
+        a, b = part.a_RI.float().contiguous(), (part.b_OR.float() * part.scale).contiguous()
+        if name in kernels:
+            a, b = a.view(len(a), -1, *kernels[name]), b[:, :, None, None]
+        found[_as_of_old(name)] = a, b
+    return found
 
 
 def _as_of_old(name: str) -> str:

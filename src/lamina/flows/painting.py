@@ -53,7 +53,7 @@ def job_of(
     Raises DataError for images that are none, UsageError.
     """
     recipe, model = spec.recipe, compiled.pipeline
-    linears = pipeline.chosen(compiled.linears, recipe.targets)
+    linears = pipeline.chosen(compiled.linears, recipe.targets, pipeline.refused(model))
     read = not any(name.startswith("text_encoder.") for name in linears)
 
     def encoded(examples: Sequence[Example], what: str) -> list[Pictured]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lamina.bases.draw import Style, draw
-from lamina.bases.pipeline import named_linears
+from lamina.bases.pipeline import kernels, named_linears
 from lamina.bases.pipeline_files import MODELS, nested, place_nested
 from lamina.bases.quiet import quiet
 from lamina.core.errors import MissingPartError
@@ -48,8 +48,9 @@ def _made(job: Job, *, kohya: bool) -> Made:
     refuse_precision(job)
     layers = [layer_factors(job.store, layer) for layer in job.stack.layers]
     write = lora_file.write_kohya if kohya else lora_file.write
-    file = write(layers, job.directory)
-    with nested(base_directory(job.store, job.stack.base)) as folder:
+    directory = base_directory(job.store, job.stack.base)
+    file = write(layers, job.directory, kernels(directory))
+    with nested(directory) as folder:
         return _proved(job, folder, file)
 
 

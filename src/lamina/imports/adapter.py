@@ -1,5 +1,6 @@
 """What every reader gives: low-rank pairs and whole tensors by the file's own names, unread."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,11 @@ class Stored:
     def transposed(self) -> "Stored":
         """The same matrix with its axes swapped."""
         return Stored(self.shape[::-1], self.dtype, lambda: self.read().T)
+
+    def flattened(self) -> "Stored":
+        """The matrix (O, I kh kw) of a convolution's (O, I, kh, kw)."""
+        shape = (self.shape[0], math.prod(self.shape[1:]))
+        return Stored(shape, self.dtype, lambda: self.read().flatten(1))
 
 
 @dataclass(frozen=True, eq=False)

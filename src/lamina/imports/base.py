@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lamina.bases import pipeline
+from lamina.bases.convolution import PatchLinear
 from lamina.bases.identity import CONFIG, read_json
-from lamina.bases.pipeline_files import INDEX, SEPARATOR
+from lamina.bases.pipeline_files import INDEX
 from lamina.bases.shell import Files, linear_shapes
 from lamina.imports.names import Names
 from lamina.lowrank.maths import Factors, LayerFactors
@@ -38,11 +39,15 @@ class Beneath:
     """Names of all stored tensors."""
     packed: str | None
     """How the linears are packed; None for plain weights."""
+    kernels: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """(kh, kw) of those that are convolutions: their matrices are (O, I kh kw)."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Name -> why a convolution takes no layers."""
 
     def weight(self, module: str) -> Tensor:
         """W + sum of s B A of the layers, (O, I), in float64: as the stack has it, not rounded."""
         found = self.tensors.find(f"{module}.weight") or f"{module}.weight"
-        total_OI = self.files.read(found).double()
+        total_OI = self.files.read(found).double().flatten(1)
         for terms in self.terms(module):
             total_OI.addmm_(terms.b_OR.double(), terms.a_RI.double(), alpha=terms.scale)
         return total_OI
@@ -72,14 +77,13 @@ def beneath(directory: Path, layers: Sequence[LayerFactors], packed: str | None)
 
 def beneath_image(directory: Path, layers: Sequence[LayerFactors]) -> Beneath:
     """The same of an image base: linears and tensors begin with their part's name."""
-    found = pipeline.linears(pipeline.load(directory, dtype=torch.float32).model)
+    model = pipeline.load(directory, dtype=torch.float32).model
+    found = pipeline.linears(model)
     shapes = {name: (linear.out_features, linear.in_features) for name, linear in found.items()}
-    parts = {
-        path: f"{path.name.partition(SEPARATOR)[0]}."
-        for path in sorted(directory.glob(f"*{SEPARATOR}*.safetensors"))
-    }
     config = read_json(directory / INDEX)
-    return _beneath(directory, config, shapes, layers, Files(directory, parts), None)
+    made = _beneath(directory, config, shapes, layers, pipeline.files(directory), None)
+    kernels = {name: each.kernel for name, each in found.items() if isinstance(each, PatchLinear)}
+    return replace(made, kernels=kernels, refused=pipeline.refused(model))
 
 
 def _beneath(

@@ -6,8 +6,9 @@ diffusers: `<module>.lora_linear_layer.down.weight`, `.up.weight`, or `<module>.
            of images `unet.<module>.lora_A.weight`, `.lora_B.weight`, whose alpha is in the file's
            metadata, or is R.
 
-What LyCORIS adds (Hadamard and Kronecker products, convolutions, whole differences) is no low-rank
-sum of a linear, and is refused.
+Of a convolution down is (R, I, kh, kw) and up (O, R, 1, 1) (LoCon): matrices, read as (R, I kh kw)
+and (O, R). What else LyCORIS adds (Hadamard and Kronecker products, convolutions in three factors,
+whole differences) is no low-rank sum or nothing that diffusers reads, and is refused.
 """
 
 import json
@@ -31,7 +32,11 @@ OF_IMAGES = re.compile(
 _OTHERS = (
     (re.compile(r"\.hada_"), "a Hadamard product (LoHa)"),
     (re.compile(r"\.lokr_"), "a Kronecker product (LoKr)"),
-    (re.compile(r"\.lora_mid\."), "a convolution (LoCon)"),
+    (
+        re.compile(r"\.lora_mid\."),
+        "a convolution in three factors (CP decomposition), which diffusers does not read, so that "
+        "nothing could prove the layer",
+    ),
     (re.compile(r"\.dora_scale$"), "DoRA, which rescales rows of the weight"),
     (re.compile(r"\.(?:diff|diff_b)$"), "a whole difference of weights"),
     (re.compile(r"\.(?:on_input|w_norm|b_norm|oft_\w+|scalar)$"), "no low-rank update"),
@@ -58,13 +63,14 @@ def read(path: Path, base: Beneath) -> Adapter:
         else:
             side = _SIDES.get(match["side"], match["side"])
             sides.setdefault(match["module"], {})[side] = tensor
-    flat = Flat(base.shapes)
+    flat = Flat([*base.shapes, *base.refused])
     said = metadata_of(path)
     alphas = _alphas(said, faults)
     pairs: dict[str, Pair] = {}
     for name, parts in sorted(sides.items()):
         module = _module(name, flat, base, faults)
-        pair = _pair(name, parts, alphas, faults)
+        kernel = base.kernels.get(module) if module else None
+        pair = _pair(name, parts, kernel, alphas, faults)
         if module is None or pair is None:
             continue
         if module in pairs:
@@ -112,6 +118,7 @@ def _alphas(said: Mapping[str, str], faults: list[str]) -> dict[str, tuple[float
 def _pair(
     name: str,
     parts: Mapping[str, Stored],
+    kernel: tuple[int, int] | None,
     alphas: Mapping[str, tuple[float, float]],
     faults: list[str],
 ) -> Pair | None:
@@ -120,7 +127,13 @@ def _pair(
         faults.append(f"{shown(name)}: no {' and no '.join(missing)}")
         return None
     down, up = parts["down"], parts["up"]
-    if len(down.shape) != 2 or len(up.shape) != 2:
+    if kernel is not None:
+        if (down.shape[2:], up.shape[2:]) != (kernel, (1, 1)):
+            form = f"(R, I, {kernel[0]}, {kernel[1]}) and (O, R, 1, 1)"
+            faults.append(f"{shown(name)}: {down.shape} and {up.shape}, the base takes {form}")
+            return None
+        down, up = down.flattened(), up.flattened()
+    elif len(down.shape) != 2 or len(up.shape) != 2:
         faults.append(f"{shown(name)}: {len(down.shape)} axes, as of a convolution; {MERGE_FIRST}")
         return None
     rank = down.shape[0]
@@ -143,6 +156,9 @@ def _module(name: str, flat: "Flat", base: Beneath, faults: list[str]) -> str | 
     if dotted is not None:
         return dotted
     found = flat.find(name)
+    if len(found) == 1 and found[0] in base.refused:
+        faults.append(f"{shown(name)}: {base.refused[found[0]]}")
+        return None
     if len(found) == 1:
         return found[0]
     if found:

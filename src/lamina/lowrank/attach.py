@@ -1,4 +1,4 @@
-"""Put a trainable or frozen update on a model's linears, reversibly.
+"""Put a trainable or frozen update on a model's linears and convolutions, reversibly.
 
 Attaching swaps modules; the base's own modules and tensors are never written, so detaching
 restores them to the byte.
@@ -10,9 +10,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from lamina.bases.convolution import in_model
 from lamina.bases.supplied import SuppliedLinear
 from lamina.core import heap
 from lamina.core.errors import LayerError
+from lamina.lowrank.convolution import with_update
 from lamina.lowrank.linear import LowRankLinear
 from lamina.lowrank.maths import Factors, LayerFactors, fold
 
@@ -80,7 +82,7 @@ class Attachment:
             else:
                 a, offset = self._view(factors.a_RI, offset)
                 b, offset = self._view(factors.b_OR, offset)
-            module = LowRankLinear(linears[name], a, b, factors.scale)
+            module = with_update(linears[name], a, b, factors.scale)
             (self.still if name in still else self.modules)[name] = module
             self._originals[name] = linears[name]
             _set_module(model, name, module)
@@ -118,9 +120,9 @@ class Attachment:
         return result
 
     def detach(self) -> None:
-        """Put every original linear back. Safe to call twice."""
+        """Put every original module back. Safe to call twice."""
         for name, linear in self._originals.items():
-            _set_module(self._model, name, linear)
+            _set_module(self._model, name, in_model(linear))
         self._originals = {}
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lamina.core.seeds import derive
 from lamina.lowrank.attach import Attachment
+from lamina.lowrank.convolution import LowRankConvolution
 from lamina.lowrank.inputs import inputs_of, main_directions
 from lamina.tokens.batch import collate
 from lamina.tokens.mask import Encoded
@@ -95,11 +96,13 @@ def spans_of(
     """name -> (I, K): see `main_directions`. Linears that read the same tensor share a basis.
 
     `forwards`: passes through the model, and which of the inputs' rows (N,) are no padding, None
-    for all.
+    for all. Convolutions are left out: a patch has kh kw times as many numbers as a place has
+    channels, and moments are their square.
     """
     grams: dict[str, Tensor] = {}
     leader: dict[str, str] = {}
-    for forward, real in forwards:
+    linears = {n: each for n, each in linears.items() if not isinstance(each, LowRankConvolution)}
+    for forward, real in forwards if linears else ():
         with inputs_of(linears) as seen:
             forward()
         if not leader:
