@@ -68,18 +68,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         base = part(given.data / EMOJI, work / "base.zip", _no_food, 40 if quick else None)
         food = part(given.data / EMOJI, work / "food.zip", _food, 20 if quick else None)
         tiles = part(given.data / TILES, work / "tiles.zip", _monster, 20 if quick else None)
-        built: float | None = None
+        built: dict[str, float] = {}
         if given.base not in store.bases():
             began = time.perf_counter()
             _build(store, given.base, base, given.minutes, quick)
-            built = round((time.perf_counter() - began) / 60, 1)
+            built = {"built_minutes": round((time.perf_counter() - began) / 60, 1)}
         steps = 2 if quick else given.steps
         _layer(store, given.base, "bench-style", tiles, steps)
         _layer(store, "bench-style", "bench-subject", food, steps)
         stacks = (given.base, "bench-style", "bench-subject")
         row = {
             "base": given.base,
-            "built_minutes": built,
+            **built,
             "quick": quick,
             "steps": steps,
             **_sizes(store, "bench-style"),
