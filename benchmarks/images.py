@@ -1,8 +1,8 @@
 """Layers over a latent diffusion base: a style, then a subject over it, beside diffusers and peft.
 
 The base is built from emoji without food (`lamina base build tiny-diffusion`), unless the store has
-it; the style is that of pixel-art monsters, the subject is food. `matrix`: every exam on base,
-style, and style with subject. `picture`: a grid, a row a prompt, a column a stack.
+it; the style is that of pixel-art monsters (put on white), the subject is food. `matrix`: every
+exam on base, style, and style with subject. `picture`: a grid, a row a prompt, a column a stack.
 `built_minutes`: what the base took from its images to the store, if it was built for the row.
 
 `vs_diffusers`: seconds of a step that diffusers' own training script takes (images through the
@@ -14,6 +14,7 @@ convolutions of the denoiser's blocks trained too, as LoCon. `depth_8_1`: a step
 beneath, over one above the bare base.
 """
 
+import io
 import json
 import statistics
 import tempfile
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image, ImageDraw
 
 from benchmarks.common import Log, emit, home, parser, say
 from benchmarks.depth import add_layer
@@ -46,7 +48,7 @@ from lamina.train.pictures import pictures
 
 BASE = "bench-emoji"
 EMOJI, TILES = "img_noto_emoji_64.zip", "img_dcss_tiles_32.zip"
-PROMPTS = ("red circle", "dragon, monster", "pizza", "dog face")
+PROMPTS = ("red circle", "dragon, monster", "pizza", "dog face", "cat face", "green apple")
 LAYERS = 8
 AT_ONCE = 32
 """Images in a step: what our default of 2,048 places makes of latents of 8 x 8."""
@@ -58,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--quick", action="store_true", help="few images, a few steps")
     options.add_argument("--base", default=BASE, help="an image base of the store")
     options.add_argument("--minutes", type=float, default=20.0, help="of building the base")
-    options.add_argument("--steps", type=int, default=200, help="of training each layer")
+    options.add_argument(
+        "--steps", type=int, default=900, help="of the style; a third of the subject"
+    )
     options.add_argument("--timed", type=int, default=12, help="steps that are timed on each side")
     options.add_argument("--picture", type=Path, help="where the grid of images goes")
     given = options.parse_args(arguments)
@@ -67,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         quick = given.quick
         base = part(given.data / EMOJI, work / "base.zip", _no_food, 40 if quick else None)
         food = part(given.data / EMOJI, work / "food.zip", _food, 20 if quick else None)
-        tiles = part(given.data / TILES, work / "tiles.zip", _monster, 20 if quick else None)
+        monsters = given.data / TILES
+        tiles = part(monsters, work / "tiles.zip", _monster, 20 if quick else None, on_white)
         built: dict[str, float] = {}
         if given.base not in store.bases():
             began = time.perf_counter()
@@ -75,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             built = {"built_minutes": round((time.perf_counter() - began) / 60, 1)}
         steps = 2 if quick else given.steps
         _layer(store, given.base, "bench-style", tiles, steps)
-        _layer(store, "bench-style", "bench-subject", food, steps)
+        _layer(store, "bench-style", "bench-subject", food, -(-steps // 3))
         stacks = (given.base, "bench-style", "bench-subject")
         row = {
             "base": given.base,
@@ -95,13 +100,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     emit("images", row, keep=given.keep)
 
 
-def part(source: Path, out: Path, keep: Callable[[dict[str, Any]], bool], most: int | None) -> str:
+def part(
+    source: Path,
+    out: Path,
+    keep: Callable[[dict[str, Any]], bool],
+    most: int | None,
+    change: Callable[[bytes], bytes] = lambda data: data,
+) -> str:
     """Those images of a zip that are wanted, as another zip."""
     with zipfile.ZipFile(source) as archive, zipfile.ZipFile(out, "w") as chosen_:
         rows = [json.loads(line) for line in archive.read("metadata.jsonl").splitlines()]
         rows = [row for row in rows if keep(row)][:most]
         for row in rows:
-            chosen_.writestr(row["file"], archive.read(row["file"]))
+            chosen_.writestr(row["file"], change(archive.read(row["file"])))
         chosen_.writestr("metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return str(out)
 
@@ -116,6 +127,18 @@ def _food(row: dict[str, Any]) -> bool:
 
 def _monster(row: dict[str, Any]) -> bool:
     return str(row["group"]).startswith("mon")
+
+
+def on_white(data: bytes) -> bytes:
+    """A PNG whose black background, from the corners inwards, is white, as the base's images'."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    right, bottom = image.width - 1, image.height - 1
+    for corner in ((0, 0), (right, 0), (0, bottom), (right, bottom)):
+        if image.getpixel(corner) == (0, 0, 0):
+            ImageDraw.floodfill(image, corner, (255, 255, 255))
+    target = io.BytesIO()
+    image.save(target, "PNG")
+    return target.getvalue()
 
 
 def _build(store: Store, name: str, data: str, minutes: float, quick: bool) -> None:
