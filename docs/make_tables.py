@@ -1,7 +1,7 @@
-"""Writes README's tables from the newest rows in benchmarks/results, so that no number is typed.
+"""Writes README's and docs' tables from the newest rows in benchmarks/results: no number is typed.
 
-python docs/make_tables.py          # rewrites README.md between its table markers
-python docs/make_tables.py --check  # exit 1 when README.md is not up to date
+python docs/make_tables.py          # rewrites the files between their table markers
+python docs/make_tables.py --check  # exit 1 when one is not up to date
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-PARTS = {"rebase": ("sibling", "family")}
+PARTS = {"rebase": ("sibling", "family"), "images": ("built_minutes",)}
 """Keys that a row lacks where only the other part was measured."""
 
 
@@ -31,7 +31,8 @@ def _images(row: dict[str, Any]) -> str:
     told = "; ".join(f"{layer} {', '.join(values)}" for layer, values in losses.items())
     return (
         f"{told}; 1/{row['smaller']:.0f}; {row['vs_diffusers']:.2f} "
-        f"({row['vs_diffusers_cached']:.2f}); {row['depth_8_1']:.2f}"
+        f"({row['vs_diffusers_cached']:.2f}), in bfloat16 {row['vs_diffusers_bf16']:.2f} "
+        f"({row['vs_diffusers_cached_bf16']:.2f}); {row['depth_8_1']:.2f}"
     )
 
 
@@ -401,7 +402,35 @@ def _squash(row: dict[str, Any]) -> str:
     return exact if share is None else f"{exact}; rank 64 shipped as 8 keeps {share:.1%} of a gain"
 
 
-TABLES = {"quickstart": quickstart_table, "benchmarks": benchmark_table}
+def image_matrix() -> str:
+    """Every exam of a style and of a subject over it, on base, style and both."""
+    row = newest("images")
+    if row is None:
+        return "(no row yet: `python -m benchmarks.images --keep`)"
+    cells = {(cell["stack"], cell["exam"]): cell for cell in row["matrix"]}
+    stacks = list(dict.fromkeys(stack for stack, _ in cells))
+    lines = ["| exam | questions | " + " | ".join(stacks) + " |"]
+    lines.append("| --- | --- |" + " --- |" * len(stacks))
+    for exam in dict.fromkeys(exam for _, exam in cells):
+        texts = [f"{_value(cells[(stack, exam)])}" for stack in stacks]
+        lines.append(f"| {exam} | {cells[(stacks[0], exam)]['n']} | " + " | ".join(texts) + " |")
+    lines += [
+        "",
+        "`denoise` is a loss, the others are right answers; with 95% intervals. The base was built "
+        f"in {row['built_minutes']:.0f} minutes on {row['hardware']['cores']} cores "
+        "(`python -m benchmarks.images`).",
+    ]
+    return "\n".join(lines)
+
+
+def _value(cell: dict[str, Any]) -> str:
+    return (
+        f"{cell['value']:.3f} {cell['text']}" if cell["exam"].endswith("denoise") else percent(cell)
+    )
+
+
+FILES = ("README.md", "docs/images.md")
+TABLES = {"quickstart": quickstart_table, "benchmarks": benchmark_table, "images": image_matrix}
 
 
 def rewritten(text: str) -> str:
@@ -415,17 +444,18 @@ def rewritten(text: str) -> str:
 
 
 def main() -> int:
-    """Rewrite or check README.md."""
+    """Rewrite or check the files."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--check", action="store_true")
     given = arguments.parse_args()
-    path = ROOT / "README.md"
-    old = path.read_text(encoding="utf-8")
-    new = rewritten(old)
-    if given.check:
-        return int(old != new)
-    path.write_text(new, encoding="utf-8")
-    return 0
+    stale = 0
+    for path in (ROOT / name for name in FILES):
+        old = path.read_text(encoding="utf-8")
+        new = rewritten(old)
+        stale += old != new
+        if not given.check:
+            path.write_text(new, encoding="utf-8")
+    return int(given.check and stale > 0)
 
 
 if __name__ == "__main__":
