@@ -218,35 +218,50 @@ def _picture(store: Store, names: Sequence[str], out: Path, steps: int) -> None:
 def _beside_diffusers(
     store: Store, base: str, data: str, steps: int, targets: Sequence[str] = (ALL_LINEAR,)
 ) -> dict[str, Any]:
-    """Medians of steps that follow each other by turns."""
+    """Seconds of a step of each side in both dtypes, and their ratios."""
     examples = read([data]).examples[: 4 * AT_ONCE]
+    found: dict[str, Any] = {"at_once": AT_ONCE, "step_seconds": {}}
+    for tail, dtype in (("", torch.float32), ("_bf16", torch.bfloat16)):
+        # three sides at a time: more would meet more shapes than oneDNN keeps code for
+        ours, script, cached = _medians(store, base, dtype, examples, targets, steps)
+        found["step_seconds"] |= {
+            f"ours{tail}": round(ours, 4),
+            f"diffusers{tail}": round(script, 4),
+            f"cached{tail}": round(cached, 4),
+        }
+        found[f"vs_diffusers{tail}"] = round(script / ours, 2)
+        found[f"vs_diffusers_cached{tail}"] = round(cached / ours, 2)
+    return found
 
-    def compiled(dtype: torch.dtype) -> Compiled:
+
+def _medians(
+    store: Store,
+    base: str,
+    dtype: torch.dtype,
+    examples: Sequence[Example],
+    targets: Sequence[str],
+    steps: int,
+) -> tuple[float, float, float]:
+    """Of steps that follow each other by turns: ours, diffusers', and diffusers' with latents and
+    states kept."""
+
+    def compiled() -> Compiled:
         return compile_stack(store, resolve(store, base), dtype=dtype)
 
-    sides: dict[str, _Ours | _Theirs] = {}
-    for tail, dtype in (("", torch.float32), ("_bf16", torch.bfloat16)):
-        sides["ours" + tail] = _Ours(compiled(dtype), examples, targets)
-        sides["diffusers" + tail] = _Theirs(compiled(dtype), examples, targets, cached=False)
-        sides["cached" + tail] = _Theirs(compiled(dtype), examples, targets, cached=True)
-    taken: dict[str, list[float]] = {name: [] for name in sides}
+    sides: list[_Ours | _Theirs] = [
+        _Ours(compiled(), examples, targets),
+        _Theirs(compiled(), examples, targets, cached=False),
+        _Theirs(compiled(), examples, targets, cached=True),
+    ]
+    taken: list[list[float]] = [[] for _ in sides]
     for step in range(steps + 2):
-        for name, side in sides.items():
+        for side, times in zip(sides, taken, strict=True):
             began = time.perf_counter()
             side.step(step)
             if step >= 2:  # the first ones compile and allocate
-                taken[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(each) for name, each in taken.items()}
-    ratios = {
-        f"vs_diffusers{more}{tail}": medians[their + tail] / medians["ours" + tail]
-        for tail in ("", "_bf16")
-        for more, their in (("", "diffusers"), ("_cached", "cached"))
-    }
-    return {
-        "at_once": AT_ONCE,
-        "step_seconds": {name: round(each, 4) for name, each in medians.items()},
-        **{name: round(each, 2) for name, each in ratios.items()},
-    }
+                times.append(time.perf_counter() - began)
+    ours, script, cached = (statistics.median(each) for each in taken)
+    return ours, script, cached
 
 
 class _Ours:
