@@ -299,7 +299,7 @@ def test_a_gpu_has_kernels_of_its_own(monkeypatch):
 def anew(monkeypatch, tmp_path):
     """The library as if it had never been asked for, kept in a folder of its own."""
     monkeypatch.setattr(build, "directory", lambda: tmp_path / "kernels")
-    monkeypatch.setattr(build, "_suits", lambda: True)
+    monkeypatch.setattr(build, "suits", lambda: True)
     build.library.cache_clear()
     yield tmp_path / "kernels"
     build.library.cache_clear()
