@@ -14,9 +14,11 @@ from lamina.core.report import Silent
 from lamina.flows import examine, learn, merge, rebase, squash, update
 from lamina.flows.draw import painter
 from lamina.flows.draw import to_file as draw_to
-from lamina.flows.painting import sayings
+from lamina.flows.painting import job_of, sayings
 from lamina.stack.compile import compile_stack
 from lamina.stack.resolve import resolve
+from lamina.train.events import EventLog
+from lamina.train.loop import train
 from tests.flows.world import Said
 from tests.pictures import image_store, image_zip, picture, shapes
 
@@ -202,3 +204,18 @@ def test_what_lies_beneath_is_folded_and_the_base_stays(store):
 def test_a_layer_of_images_says_what_it_is(store):
     config = store.config(store.manifest(resolve(store, "night").layers[0].digest), LayerConfig)
     assert {exam.scorer for exam in config.exams} == {"denoise", "retrieve"}
+
+
+def test_a_run_that_is_stopped_leaves_the_model_as_it_was(store, folder):
+    """The next run over the same model would otherwise be asked by the last one's factors."""
+    run = learn.prepare(store, request(folder, "cut", "night", shapes()), Silent())
+    compiled = compile_stack(store, resolve(store, "night"), dtype=torch.float32)
+    before = dict(compiled.pipeline.denoiser.attn_processors)
+    said = sayings(compiled, ["a red circle"])
+    job, _ = job_of(store, run, run.spec, compiled, Silent())
+    calls = iter(range(9))
+    with pytest.raises(TrainInterrupted):
+        train(job, EventLog(None), lambda: next(calls) > 1)
+    after = compiled.pipeline.denoiser.attn_processors
+    assert all(after[name] is each for name, each in before.items())
+    assert alike(sayings(compiled, ["a red circle"]), said, far=0)

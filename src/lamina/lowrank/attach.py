@@ -4,7 +4,7 @@ Attaching swaps modules; the base's own modules and tensors are never written, s
 restores them to the byte.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -67,6 +67,7 @@ class Attachment:
         check_layer(layer, linears, "the layer")
         self._model = model
         self._originals: dict[str, nn.Linear] = {}
+        self._undone: list[Callable[[], None]] = []
         self.modules: dict[str, LowRankLinear] = {}
         """Those that are trained."""
         self.still: dict[str, LowRankLinear] = {}
@@ -119,8 +120,14 @@ class Attachment:
             result[name] = Factors(a, b, module.scale)
         return result
 
+    def when_detached(self, undo: Callable[[], None]) -> None:
+        """Have `detach` call this too: it puts back what else was changed for the update's sake."""
+        self._undone.append(undo)
+
     def detach(self) -> None:
         """Put every original module back. Safe to call twice."""
+        while self._undone:
+            self._undone.pop()()
         for name, linear in self._originals.items():
             _set_module(self._model, name, in_model(linear))
         self._originals = {}

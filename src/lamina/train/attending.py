@@ -121,7 +121,8 @@ def in_float32(denoiser: nn.Module) -> None:
 
 
 class Joining:
-    """A denoiser whose attention is so computed, from `__init__` until `undo`."""
+    """A denoiser whose attention is so computed, from `__init__` until `undo`: while the update
+    that is on it stays."""
 
     def __init__(self, denoiser: nn.Module) -> None:
         self._were: list[tuple[Any, Any]] = []

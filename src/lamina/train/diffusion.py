@@ -207,7 +207,6 @@ class DiffusionLesson:
         for pool in job.rehearsal:
             self._taught += [pool.taught] * len(pool.rows)
         self._crew: Crew = Alone()
-        self._joining: Joining | None = None
         self.guard: Guard | None = None
         self.kernels, self.why = "none", "the denoiser's own forward"
 
@@ -223,7 +222,7 @@ class DiffusionLesson:
                 crew.follow(each)
             self.guard = Guard(attachment, spans, fresh=job.start is None)
             self._before = attachment.flat.data.clone()
-        self._joining = Joining(cast(Pipeline, job.model).denoiser)
+        attachment.when_detached(Joining(cast(Pipeline, job.model).denoiser).undo)
 
     def _forwards(self) -> Iterator[tuple[Callable[[], object], None]]:
         """Passes over old rows, at the noise of a step that never comes."""
@@ -307,6 +306,4 @@ class DiffusionLesson:
         return fixed_losses(self._eyes, some, EVAL_DRAWS, self._job.recipe.at_once).mean(1).float()
 
     def leave(self, events: EventLog) -> None:
-        """The denoiser's attention is diffusers' own again."""
-        if self._joining is not None:
-            self._joining.undo()
+        """Nothing outlasts the run."""
