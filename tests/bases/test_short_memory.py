@@ -57,7 +57,7 @@ def bases(tmp_path_factory):
     store = Store.open(root / "store")
     data = read([image_zip(root / "shapes.zip", shapes())]).examples
     wide = replace(PICO, denoiser=(160, 160), text=160)
-    build(data, root / "wide", wide, Length(None, 1))
+    build(data, root / "wide", wide, Length(None, 1), work=root / "work")
     pull(store, str(pico_pipeline()), "canvas", Silent())
     pull(store, str(root / "wide"), "wide", Silent())
     pull(store, str(pico_base(root / "small", hidden=32)), "small", Silent())

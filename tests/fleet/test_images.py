@@ -9,7 +9,7 @@ from lamina.stack.resolve import resolve
 from tests.fleet.hosts import ended
 from tests.pictures import image_store, image_zip, shapes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 RECIPE = "{ rank = 2, steps = 3, batch_tokens = 512, held_out = 0.3 }"
 FARM = f"""

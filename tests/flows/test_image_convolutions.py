@@ -38,7 +38,7 @@ def store(folder):
     over the base."""
     store = image_store(folder / "store")
     trained(store, folder, "night", "pico", "black", rank=2)
-    trained(store, folder, "dusk", "night", "gray", rank=3, targets=("conv",))
+    trained(store, folder, "dusk", "night", "gray", rank=3, targets=("conv",), steps=40, lr=1e-3)
     trained(store, folder, "noon", "pico", "yellow", rank=2, targets=("all-linear", "conv"))
     return store
 
