@@ -17,7 +17,7 @@ _DNN = torch.ops.mkldnn._linear_pointwise if torch._C._has_mkldnn else None
 
 def better(x_NI: Tensor, weight_OI: Tensor) -> bool:
     """Whether x W^T is oneDNN's to compute."""
-    return _DNN is not None and _float32(x_NI, weight_OI) and _size(x_NI, weight_OI) >= _ENOUGH
+    return _DNN is not None and _fits(x_NI, weight_OI) and _size(x_NI, weight_OI) >= _ENOUGH
 
 
 def linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
@@ -48,7 +48,7 @@ def added(y_NO: Tensor, u_NR: Tensor, b_OR: Tensor, scale: float = 1.0) -> Tenso
     """y + scale u B^T (N, O): y itself, or a new tensor."""
     if (
         _DNN is not None
-        and _float32(y_NO, u_NR)
+        and _fits(y_NO, u_NR)
         and y_NO.is_contiguous()
         and _size(u_NR, b_OR) >= _ENOUGH_ACROSS
     ):
@@ -58,8 +58,15 @@ def added(y_NO: Tensor, u_NR: Tensor, b_OR: Tensor, scale: float = 1.0) -> Tenso
     return y_NO.addmm_(u_NR, b_OR.T, alpha=scale)
 
 
-def _float32(*tensors: Tensor) -> bool:
-    return all(each.dtype == torch.float32 and each.device.type == "cpu" for each in tensors)
+def _fits(*matrices: Tensor) -> bool:
+    """Whether oneDNN has fast code for them: float32, and blocks of memory or such transposed. Of
+    columns of a wider matrix it sums, transposed, four hundred times as slowly."""
+    return all(
+        each.dtype == torch.float32
+        and each.device.type == "cpu"
+        and (each.is_contiguous() or each.T.is_contiguous())
+        for each in matrices
+    )
 
 
 def _size(x_NI: Tensor, weight_OI: Tensor) -> int:
