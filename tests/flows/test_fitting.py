@@ -49,8 +49,13 @@ def predicted(said):
 
 
 @pytest.fixture
-def needs(store, tmp_path):
-    """A request for a given memory; what it takes as it is, and in the smallest passes."""
+def needs(store, tmp_path, monkeypatch):
+    """A request for a given memory; what it takes as it is, and in the smallest passes.
+
+    What the process holds otherwise moves while tests run, by more than a byte.
+    """
+    now = machine.resident()
+    monkeypatch.setattr(machine, "resident", lambda: now)
     data = write_rows(tmp_path / "colour.jsonl")
 
     def asking(memory=None, **fields):
