@@ -124,6 +124,9 @@ def _library() -> Any:
     try:
         with quiet():
             import diffusers
+
+            for name in ("AutoencoderKL", "UNet2DConditionModel", "DDPMScheduler"):
+                getattr(diffusers, name)  # is loaded only when it is asked for, with what it says
     except ImportError as error:
         raise MissingPartError(
             "image bases need diffusers", hint="pip install 'lamina[images]'"
