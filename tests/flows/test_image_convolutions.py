@@ -13,6 +13,7 @@ from lamina.core.errors import LayerError, UsageError
 from lamina.core.recipe import Recipe
 from lamina.core.report import Silent
 from lamina.flows import adapters, examine, importing, learn, merge, rebase, squash, update
+from lamina.flows.bases import pull
 from lamina.flows.painting import sayings
 from lamina.lowrank.convolution import LowRankConvolution
 from lamina.lowrank.linear import LowRankLinear
@@ -216,7 +217,7 @@ def kohya(model, *, seed=0):
         factors[name] = Factors(a, b, alpha / rank)
         flat = "lora_unet_" + name.removeprefix("unet.").replace(".", "_")
         if isinstance(linear, PatchLinear):
-            a, b = a.view(rank, -1, *linear.kernel), b[:, :, None, None]
+            a, b = a.view(rank, -1, *linear.convolution.kernel_size), b[:, :, None, None]
         tensors[f"{flat}.lora_down.weight"], tensors[f"{flat}.lora_up.weight"] = a, b
         tensors[f"{flat}.alpha"] = torch.tensor(alpha)
     return tensors, factors
@@ -312,3 +313,14 @@ def test_a_file_may_not_touch_a_convolution_in_groups(store, tmp_path):
         safetensors.torch.save_file({key.format(k): torch.ones(v) for k, v in of.items()}, file)
         with pytest.raises(LayerError, match="in 2 groups takes no layers"):
             reader.read(file, grouped)
+
+
+def test_a_layer_is_carried_to_another_base_of_the_same_shapes(store):
+    """It fits as it is: factors stay what they are, convolutions' too."""
+    pull(store, str(pico_pipeline("epsilon")), "abroad", Silent())
+    asked = rebase.Request("noon", "abroad", name="carried", override="test", at_most="copy")
+    rebase.rebase(store, asked, Silent(), lambda: False)
+    ours, theirs = layer_of(store, "noon"), layer_of(store, "carried")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name].a_RI, theirs[name].a_RI) for name in ours)
+    assert resolve(store, "carried").base.digest == resolve(store, "abroad").base.digest

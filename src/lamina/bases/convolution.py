@@ -22,12 +22,6 @@ class PatchLinear(nn.Linear):
         self.in_features = convolution.weight[0].numel()
 
     @property
-    def kernel(self) -> tuple[int, int]:
-        """(kh, kw)."""
-        height, width = self.convolution.kernel_size
-        return height, width
-
-    @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """W (O, I kh kw), sharing memory with the convolution's."""
         return self.convolution.weight.flatten(1)

@@ -17,7 +17,16 @@ from transformers import PreTrainedTokenizerFast
 from lamina.bases.convolution import PatchLinear, fault
 from lamina.bases.identity import read_json
 from lamina.bases.load import load_tokenizer
-from lamina.bases.pipeline_files import DENOISERS, INDEX, MODELS, NOISE, SEPARATOR, WORDS, nested
+from lamina.bases.pipeline_files import (
+    DENOISERS,
+    INDEX,
+    MODELS,
+    NOISE,
+    SEPARATOR,
+    WORDS,
+    module_shapes,
+    nested,
+)
 from lamina.bases.quiet import quiet
 from lamina.bases.shell import Files
 from lamina.core import heap
@@ -326,9 +335,9 @@ def kernels(directory: Path) -> dict[str, tuple[int, int]]:
     """(kh, kw) of every convolution of a pulled image base's denoiser, by name; no weight is
     read."""
     return {
-        name.removesuffix(".weight"): (entry.shape[2], entry.shape[3])
-        for name, entry in files(directory).entries.items()
-        if _of_denoiser(name) and name.endswith(".weight") and len(entry.shape) == 4
+        name: (shape[2], shape[3])
+        for name, shape in module_shapes(directory).items()
+        if _of_denoiser(name) and len(shape) == 4
     }
 
 

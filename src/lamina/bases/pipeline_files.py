@@ -121,15 +121,15 @@ def check(directory: Path) -> None:
         raise BaseError("this is no image base", faults=faults, hint="pull a pipeline of diffusers")
 
 
-def linear_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """name -> shape of every matrix of an image base, by the names that layers have for them; from
-    the files' headers alone. Raises BaseError."""
+def module_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """name -> shape of the weight of every linear (O, I) and convolution (O, I, kh, kw) of an image
+    base, by the names that layers have for them; from headers alone. Raises BaseError."""
     return {
         f"{part}.{entry.name.removesuffix('.weight')}": entry.shape
         for part in MODELS
         for path in directory.glob(f"{part}{SEPARATOR}*.safetensors")
         for entry in read_entries(path)
-        if len(entry.shape) == 2
+        if entry.name.endswith(".weight") and len(entry.shape) in (2, 4)
     }
 
 

@@ -4,6 +4,7 @@ import io
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,14 +164,14 @@ def build(
         text = f"{stage}: step {step}, {share:.0%}, loss {loss:.4f}"
         reporter.event({"event": "pulling", "text": text})
 
-    length = Length(None, steps) if steps is not None else Length(minutes)
-    work = _work(store, [kind, side, seed, minutes, steps], images, reporter)
+    shape, length = Shape(side), Length(None if steps else minutes, steps)
+    work = _work(store, [kind, asdict(shape), seed, minutes, steps], images, reporter)
     with tempfile.TemporaryDirectory(prefix="lamina-build-", dir=store.root) as scratch:
         folder = Path(scratch) / kind
         train(
             images,
             folder,
-            Shape(side=side),
+            shape,
             length,
             work=work,
             seed=seed,

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from lamina.bases import pipeline
-from lamina.bases.convolution import PatchLinear
 from lamina.bases.identity import CONFIG, read_json
 from lamina.bases.pipeline_files import INDEX
 from lamina.bases.shell import Files, linear_shapes
@@ -82,8 +81,7 @@ def beneath_image(directory: Path, layers: Sequence[LayerFactors]) -> Beneath:
     shapes = {name: (linear.out_features, linear.in_features) for name, linear in found.items()}
     config = read_json(directory / INDEX)
     made = _beneath(directory, config, shapes, layers, pipeline.files(directory), None)
-    kernels = {name: each.kernel for name, each in found.items() if isinstance(each, PatchLinear)}
-    return replace(made, kernels=kernels, refused=pipeline.refused(model))
+    return replace(made, kernels=pipeline.kernels(directory), refused=pipeline.refused(model))
 
 
 def _beneath(

@@ -62,8 +62,8 @@ class _Joined:
 
 
 class InFloat32:
-    """`AttnProcessor2_0` of diffusers, for blocks that `_fits`, with attention itself in float32 on
-    processors: torch's backward takes six times as long there in bfloat16."""
+    """`AttnProcessor2_0` of diffusers, for `_plain` blocks, with attention itself in float32 on
+    processors: torch's backward takes ten times as long there in bfloat16."""
 
     def __call__(
         self,

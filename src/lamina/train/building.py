@@ -30,7 +30,7 @@ LossOf = Callable[[torch.Generator], Tensor]
 class Length:
     """How long to train: so many minutes in all stages, or exactly so many steps in each."""
 
-    minutes: float | None = 20.0
+    minutes: float | None
     steps: int | None = None
 
 

@@ -41,7 +41,7 @@ _KL = 1e-6
 class Shape:
     """How large the models are."""
 
-    side: int = 64
+    side: int
     """Pixels."""
     autoencoder: tuple[int, ...] = (16, 32, 64, 64)
     """Channels; each but the first halves the picture."""

@@ -46,7 +46,7 @@ class Move:
         """Whether both bases have the layer's linears alike, so that factors fit as they are."""
         if self.old.config.base == self.onto.config.base:
             return True
-        shapes_of = pipeline_files.linear_shapes if self.old.draws else shell.linear_shapes
+        shapes_of = pipeline_files.module_shapes if self.old.draws else shell.linear_shapes
         ours, theirs = (
             shapes_of(base_directory(self.store, stack.base)) for stack in (self.old, self.onto)
         )
