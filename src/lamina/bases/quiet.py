@@ -21,16 +21,17 @@ def quiet(*, swallow_stderr: bool = False) -> Iterator[None]:
     `swallow_stderr` also drops what is written to `sys.stderr`: reading GGUF draws a bar that no
     switch reaches. Switches and stderr are the process's, so keep the block short.
     """
-    verbosity, hub_verbosity = logging.get_verbosity(), hub_logging.get_verbosity()
-    of_bnb = _BNB.level
-    found = [logging, sys.modules.get("diffusers.utils.logging")]
-    bars = [each for each in found if each is not None and each.is_progress_bar_enabled()]
+    hub_verbosity, of_bnb = hub_logging.get_verbosity(), _BNB.level
+    alike = [logging, sys.modules.get("diffusers.utils.logging")]
+    found = [(each, each.get_verbosity()) for each in alike if each is not None]
+    bars = [each for each, _ in found if each.is_progress_bar_enabled()]
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         if swallow_stderr:
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        logging.set_verbosity_error()
+        for each, _ in found:
+            each.set_verbosity_error()
         hub_logging.set_verbosity(ERROR)
         _BNB.setLevel(ERROR)
         for each in bars:
@@ -38,7 +39,8 @@ def quiet(*, swallow_stderr: bool = False) -> Iterator[None]:
         try:
             yield
         finally:
-            logging.set_verbosity(verbosity)
+            for each, verbosity in found:
+                each.set_verbosity(verbosity)
             hub_logging.set_verbosity(hub_verbosity)
             _BNB.setLevel(of_bnb)
             for each in bars:
